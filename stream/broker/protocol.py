@@ -1,0 +1,190 @@
+"""The broker seam: what the engine asks of an event log. Every implementation passes `tests.contract`'s broker suite.
+
+The vocabulary is Kafka's. A *topic* has partitions; records of one key stay in order in one partition; a *consumer
+group* commits, for each partition, the next offset to read together with a small text of metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+__all__ = [
+    "NOT_BEFORE",
+    "AssignmentListener",
+    "Broker",
+    "Commit",
+    "Consumer",
+    "Headers",
+    "Record",
+    "TopicPartition",
+    "TopicSpec",
+]
+
+Headers = tuple[tuple[str, bytes], ...]
+
+NOT_BEFORE = "not-before"
+"""Header with a Unix time in ms (ASCII): a consumer withholds the record, and what follows it in its partition, until then."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TopicPartition:
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as it lies in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp_ms: int
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        """Where the record lies."""
+        return TopicPartition(self.topic, self.partition)
+
+    def header(self, name: str) -> bytes | None:
+        """Value of the last header of that name."""
+        for key, value in reversed(self.headers):
+            if key == name:
+                return value
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Next offset to read and a small text (hints of what is finished above it)."""
+
+    offset: int
+    metadata: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """What a topic should be."""
+
+    name: str
+    partitions: int = 1
+    compacted: bool = False
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+class AssignmentListener(Protocol):
+    """Told about assignment, with heartbeats going on meanwhile.
+
+    Both are awaited by the consumer before records of the new assignment are handed out. Each assignment has a higher
+    epoch than the last.
+    """
+
+    async def on_revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """Partitions are about to go: commit what is finished; bounded in time."""
+        ...
+
+    async def on_assigned(self, partitions: Sequence[TopicPartition], epoch: int) -> None:
+        """Partitions have come."""
+        ...
+
+
+class Consumer(Protocol):
+    """One member of a consumer group."""
+
+    async def fetch(self, *, max_records: int, timeout: float) -> Sequence[Record]:
+        """Records in order per partition, at most ``max_records``; empty after ``timeout`` seconds without any.
+
+        Cancelling it loses nothing: records not returned are fetched again.
+        """
+        ...
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        """Fetch nothing from these partitions until `resume`."""
+        ...
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        """Fetch from these partitions again."""
+        ...
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        """Partitions that this member owns now."""
+        ...
+
+    async def commit(self, commits: Mapping[TopicPartition, Commit]) -> None:
+        """Store positions for the group. Raises RetriableError when this member no longer owns a partition."""
+        ...
+
+    async def committed(self, partition: TopicPartition) -> Commit | None:
+        """The group's committed position, None before the first commit."""
+        ...
+
+    async def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Read on from this offset."""
+        ...
+
+    async def offset_for_time(self, partition: TopicPartition, timestamp_ms: int) -> int | None:
+        """First offset with a timestamp at or after this time, None when there is none."""
+        ...
+
+    async def position(self, partition: TopicPartition) -> int:
+        """Next offset that fetch would return."""
+        ...
+
+    async def end_offset(self, partition: TopicPartition) -> int:
+        """Offset that the next record appended will get."""
+        ...
+
+
+class Broker(Protocol):
+    """An event log. Use as an async context manager."""
+
+    async def __aenter__(self) -> Broker:
+        """Open or connect."""
+        ...
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Close; what was acknowledged stays."""
+        ...
+
+    async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """Create topics that do not exist. Raises PermanentError when one exists with other partitions or compaction."""
+        ...
+
+    async def topics(self) -> Mapping[str, TopicSpec]:
+        """All topics that exist."""
+        ...
+
+    async def publish(
+        self, topic: str, *, key: bytes | None, value: bytes | None, headers: Headers = (), partition: int | None = None
+    ) -> Record:
+        """Append durably; returns the record with its partition and offset once it is acknowledged.
+
+        Without ``partition`` equal keys go to equal partitions.
+        """
+        ...
+
+    def consumer(
+        self, group: str, topics: Sequence[str], *, listener: AssignmentListener | None = None, start: str = "earliest"
+    ) -> AbstractAsyncContextManager[Consumer]:
+        """Join a group. A partition without a committed position starts at ``start`` (earliest or latest)."""
+        ...
+
+    async def read_latest(self, topic: str) -> Mapping[bytes, Record]:
+        """Read the topic to the end that it has now; the latest record of each key, tombstones left out."""
+        ...
+
+    async def read(self, topic: str, partition: int, first: int, last: int) -> Sequence[Record]:
+        """Records with first <= offset < last, without a group."""
+        ...
+
+    async def lag(self, group: str, topic: str) -> int:
+        """Records not yet committed by the group, over all partitions."""
+        ...
