@@ -114,6 +114,12 @@ class Exposure:
         The numbers from which the WCS is built (see `stages.wcs`), once assign_wcs has run.
     logs : list of str
         Lines for ``meta.cal_logs``.
+    versions : dict of int
+        How often each array was declared changed.
+    tie_points : bytes or None
+        What the joint alignment needs of this exposure, once source_catalog has run.
+    source_tag : str
+        ASDF tag of the input's ``roman`` node: the products are written in the same generation of schemas.
     """
 
     id: str
@@ -125,6 +131,8 @@ class Exposure:
     wcs: dict[str, Any] | None = None
     logs: list[str] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
+    tie_points: bytes | None = None
+    source_tag: str = ""
 
     def set_array(self, name: str, array: NDArray[Any]) -> None:
         """Put an array and mark it as changed."""
@@ -134,8 +142,8 @@ class Exposure:
     def drop_arrays(self, names: Iterable[str]) -> None:
         """Remove arrays that later stages do not need."""
         for name in names:
-            self.arrays.pop(name, None)
-            self.versions.pop(name, None)
+            if self.arrays.pop(name, None) is not None:
+                self.touch((name,))  # an array put under the same name later must not look unchanged
 
     def touch(self, names: Iterable[str]) -> None:
         """Mark arrays as changed in place."""
@@ -171,4 +179,9 @@ class Exposure:
 
 def is_fully_saturated(groupdq: NDArray[np.uint8], pixeldq: NDArray[np.uint32]) -> bool:
     """Whether every element of groupdq, or every element of pixeldq, carries SATURATED (bit 1), borders included."""
-    return bool(np.all(groupdq & 2)) or bool(np.all(pixeldq & 2))
+    return _all_saturated(groupdq.reshape(-1, groupdq.shape[-1])) or _all_saturated(pixeldq)
+
+
+def _all_saturated(flags: NDArray[Any]) -> bool:
+    # In blocks of rows: the first one answers for nearly every exposure, without a pass over the cube.
+    return all(bool(np.all(flags[first : first + 64] & 2)) for first in range(0, len(flags), 64))

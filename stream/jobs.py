@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 __all__ = ["Job", "JobOutcome", "JobProgress", "JobRunner", "Progress"]
 
@@ -43,6 +43,9 @@ class JobOutcome:
     ``failure`` has ``class`` (a `stream.failure.FailureClass` value), ``type``, ``message``, ``traceback``, ``signal``
     (name or None) and ``oom`` (bool). A process that dies is told by its exit signal; SIGKILL with memory at its limit
     is OOM.
+
+    ``peak_rss_bytes`` counts mapped files too, ``peak_private_bytes`` only memory of the process's own (what the limit
+    is about), as it was seen at intervals. ``log`` is the file with what the job printed, None when it printed nothing.
     """
 
     result: Any = None
@@ -50,6 +53,8 @@ class JobOutcome:
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_rss_bytes: int = 0
+    peak_private_bytes: int = 0
+    log: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ Progress = Callable[[JobProgress], None]
 class JobRunner(Protocol):
     """Runs jobs in processes of their own. Use as an async context manager."""
 
-    async def __aenter__(self) -> JobRunner:
+    async def __aenter__(self) -> Self:
         """Start what is needed."""
         ...
 

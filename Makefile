@@ -1,0 +1,46 @@
+# Two commands do all the set-up: `make demo` (the main job, embedded) and `make test` (the whole test command).
+PYTHON ?= python3
+TEST_ENV := .venv
+DEMO_ENV := .venv-demo
+DEMO_DIR ?= demo
+DEMO_ROWS ?= 4096
+DEMO_DETECTOR ?= WFI01
+
+.PHONY: demo test lint types unit bench lock clean
+
+define make_environment
+	@$(PYTHON) -c 'import sys; sys.exit("make: Python >= 3.11 is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1) || { echo "make: $(PYTHON) cannot make virtual environments: install its venv module" >&2; exit 1; }
+	@test -x $(1)/bin/uv || $(1)/bin/python -m pip --quiet --disable-pip-version-check install "uv>=0.9"
+	@cmp -s $(2) $(1)/.lock || { $(1)/bin/uv pip install --quiet --python $(1)/bin/python -r $(2) && $(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps -e . && cp $(2) $(1)/.lock; }
+endef
+
+demo:
+	$(call make_environment,$(DEMO_ENV),requirements/product.lock)
+	$(DEMO_ENV)/bin/python -m ops.demo --out $(DEMO_DIR) --rows $(DEMO_ROWS) --detector $(DEMO_DETECTOR)
+
+test: lint types unit
+
+.PHONY: test-environment
+test-environment:
+	$(call make_environment,$(TEST_ENV),requirements/test.lock)
+
+lint: test-environment
+	$(TEST_ENV)/bin/ruff check .
+	$(TEST_ENV)/bin/ruff format --check .
+
+types: test-environment
+	$(TEST_ENV)/bin/mypy
+
+unit: test-environment
+	$(TEST_ENV)/bin/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+bench: test-environment
+	$(TEST_ENV)/bin/python -m bench.pipeline
+
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --extra oracle --extra test pyproject.toml -o requirements/test.lock
+	uv pip compile --quiet --universal --python-version 3.11 --no-header pyproject.toml -o requirements/product.lock
+
+clean:
+	rm -rf $(TEST_ENV) $(DEMO_ENV) $(DEMO_DIR)

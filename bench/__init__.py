@@ -1,0 +1,1 @@
+"""Benchmarks: ours beside the oracle's in one run, as ratios."""

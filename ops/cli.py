@@ -1,0 +1,84 @@
+"""The command line: one verb, one function. Not the work behind the verbs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from stream.failure import Failure
+
+__all__ = ["main"]
+
+USAGE_ERROR = 2
+
+
+def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "run",
+        help="take exposures or associations through the whole pipeline on this machine",
+        description=(
+            "Takes L1 exposures (.asdf) and associations (.json) through the whole pipeline on the embedded engine. "
+            "Killed and started again with the same words, it goes on where it was. "
+            "Exit status 0: every exposure has its products; 1: some have not, each is named with its reason; 2: usage."
+        ),
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="L1 file (.asdf) or association (.json)")
+    parser.add_argument("--references", required=True, type=Path, metavar="DIR", help="folder with reference files")
+    parser.add_argument("--gaia", required=True, type=Path, metavar="TABLE", help="table of reference stars (ra, dec, …)")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the products")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for the engine's state (default: OUT/.rampstream)")
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings; options win over it")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="assignments", metavar="STAGE.PARAMETER=VALUE", help="one parameter"
+    )
+    parser.add_argument(
+        "--reference", action="append", default=[], dest="pins", metavar="TYPE=FILE", help="a reference that wins over selection"
+    )
+    parser.add_argument("--preset", choices=("fused", "balanced", "granular"), help="which stages share a segment")
+    parser.add_argument("--slots", type=int, help="exposures worked on at the same time")
+    parser.add_argument("--threads", type=int, help="threads of all slots together (default: the machine's cores)")
+    parser.add_argument("--keep", action="store_true", help="keep the payloads in the work folder")
+    parser.add_argument("--replace", action="store_true", help="accept an input of a known name with other content")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of bars and a table")
+    parser.set_defaults(handle=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from ops.run import run_from_options
+
+    return run_from_options(options)
+
+
+def _add_simulate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from ops import simulate
+
+    parser = verbs.add_parser("simulate", help="make exposures, a consistent reference set, and a star table")
+    simulate.add_arguments(parser)
+    parser.set_defaults(handle=simulate.run)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="rampstream", description="Calibrates exposures of the Roman Space Telescope's Wide Field Instrument."
+    )
+    parser.add_argument("--version", action="version", version=f"rampstream {version('rampstream')}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _add_run(verbs)
+    _add_simulate(verbs)
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.handle(options)
+    except Failure as error:
+        print(f"rampstream: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("rampstream: interrupted; start it again with the same words to go on", file=sys.stderr)
+        return 130
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

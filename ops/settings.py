@@ -1,0 +1,148 @@
+"""Settings of a run: a TOML file, then ``RAMPSTREAM_*`` variables, then command-line options, in rising order."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from stream.failure import PermanentError
+
+__all__ = ["CustomStage", "RunSettings", "load_settings", "parse_assignment", "parse_reference_pin"]
+
+
+class CustomStage(BaseModel):
+    """A stage of the user's own, put into the topology."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    entry: str = Field(description="``module:Class`` of the stage, or the name of an entry point in 'rampstream.stages'.")
+    after: str | None = Field(default=None, description="Run right after this stage.")
+    replaces: str | None = Field(default=None, description="Take the place of this stage.")
+
+
+class RunSettings(BaseSettings):
+    """Everything that decides how a run works; parameters of stages are under their own names."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RAMPSTREAM_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    preset: Literal["fused", "balanced", "granular"] = Field(
+        default="fused", description="Which consecutive stages run back to back without a topic between them."
+    )
+    slots: int = Field(default=1, ge=1, description="Exposures worked on at the same time, each in a job process of its own.")
+    threads: int = Field(
+        default_factory=lambda: max(1, len(os.sched_getaffinity(0))),
+        ge=1,
+        description="Threads for the compiled kernels of all slots together.",
+    )
+    job_seconds: float = Field(default=1800.0, gt=0, description="Wall-clock limit of one job.")
+    job_memory_gb: float | None = Field(
+        default=None, gt=0, description="Limit on a job's private memory in GB; none: 80 % of the machine's, shared by the slots."
+    )
+    keep: bool = Field(default=False, description="Keep payloads in the work folder after their associations are closed.")
+    keep_after: tuple[str, ...] = Field(default=(), description="Stages whose results are stored although a segment goes on.")
+    references: dict[str, Path] = Field(default_factory=dict, description="Reference files by type that win over selection.")
+    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Parameters by stage.")
+    stages: dict[str, CustomStage] = Field(default_factory=dict, description="Stages added or replaced by name.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Options win over variables; the file's values come in through `load_settings`."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return init_settings, env_settings
+
+
+def parse_assignment(text: str) -> tuple[str, str, Any]:
+    """Split ``stage.parameter=value``; the value is read as TOML where it can be, else as text.
+
+    Raises
+    ------
+    PermanentError
+        The text has not this form.
+    """
+    target, equals, value = text.partition("=")
+    stage, dot, parameter = target.strip().partition(".")
+    if not (equals and dot and stage and parameter):
+        raise PermanentError(f"--set {text!r}: expected stage.parameter=value, for example saturation.n_pix_grow_sat=1")
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        lowered = value.strip().lower()
+        parsed = {"true": True, "false": False}.get(lowered, value.strip())
+    return stage, parameter, parsed
+
+
+def parse_reference_pin(text: str) -> tuple[str, Path]:
+    """Split ``TYPE=FILE``.
+
+    Raises
+    ------
+    PermanentError
+        The text has not this form, or the file does not exist.
+    """
+    reference_type, equals, name = text.partition("=")
+    if not (equals and reference_type and name):
+        raise PermanentError(f"--reference {text!r}: expected TYPE=FILE, for example flat=my_flat.asdf")
+    path = Path(name)
+    if not path.is_file():
+        raise PermanentError(f"--reference {text!r}: the file {name} does not exist")
+    return reference_type.strip().lower(), path.resolve()
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def load_settings(config: Path | None, options: dict[str, Any]) -> RunSettings:
+    """Merge the file, the environment and the options.
+
+    Parameters
+    ----------
+    config : Path or None
+        TOML file.
+    options : dict
+        Values given on the command line, in the shape of `RunSettings`.
+
+    Raises
+    ------
+    PermanentError
+        A value is wrong; the text names where it came from, the field and what was expected.
+    """
+    from_file: dict[str, Any] = {}
+    if config is not None:
+        try:
+            from_file = tomllib.loads(config.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PermanentError(f"{config}: cannot be read: {error.strerror}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise PermanentError(f"{config}: not valid TOML: {error}") from error
+        pins = from_file.get("references", {})
+        if isinstance(pins, dict):
+            from_file["references"] = {k: (config.parent / str(v)).resolve() for k, v in pins.items()}
+    try:
+        environment = RunSettings().model_dump(exclude_unset=True)
+        return RunSettings(**_merge(_merge(from_file, environment), options))
+    except ValidationError as error:
+        lines = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {item['input']!r})" for item in error.errors()
+        )
+        raise PermanentError(f"{config or 'settings'}: {lines}") from error

@@ -1,0 +1,417 @@
+"""What a worker does for one message of the calibration pipeline: which job, with what, and what to keep of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ops.product_sets import ProductSets
+from stages.pipeline import FINALIZE, JOINT
+from stream.aggregator import Solved
+from stream.association import Close
+from stream.failure import PermanentError, RetriableError
+from stream.identity import canonical_json, chain, final_identity, hash_parts, joint_solution_identity
+from stream.jobs import Job, JobProgress, JobRunner
+from stream.member_list import MemberList, load_close, read_member_list
+from stream.message import MemberMessage, Message, MessageKind
+from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key, result_key
+from stream.router import Router
+from stream.run_records import RunRecords
+from stream.segment import SegmentPlan
+from stream.store import ObjectStore
+from stream.topology import Segment
+from stream.worker import WorkFailedError
+
+__all__ = ["JobLimits", "PipelineWork", "dropped_key", "ingest_key"]
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """What one job may use."""
+
+    threads: int
+    wall_seconds: float
+    memory_bytes: int
+
+
+def ingest_key(run: str, exposure: str) -> str:
+    """Key of the record that says what was ingested under an exposure's id."""
+    return f"runs/{run}/{exposure}/ingest"
+
+
+def dropped_key(identity: str) -> str:
+    """Key of the mark that a result's payload was dropped on purpose, and its manifest still counts."""
+    return f"dropped/{identity}"
+
+
+class PipelineWork:
+    """Implements `stream.worker.SegmentWork`, and the aggregator's solver.
+
+    Parameters
+    ----------
+    environment : mapping
+        What job processes need to know (see `ops.job.Workbench`).
+    store, results, records, runner, router : ObjectStore, Results, RunRecords, JobRunner, Router
+        The engine's parts.
+    products : ProductSets
+        Told about finalized exposures.
+    limits : JobLimits
+        Of each job.
+    cache, scratch : Path
+        Folders for fetched objects and for files being made.
+    keep_after : tuple of str
+        Stages inside a segment whose results are stored too.
+    observe : callable
+        Told what happens.
+    """
+
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, Any],
+        store: ObjectStore,
+        results: Results,
+        records: RunRecords,
+        runner: JobRunner,
+        router: Router,
+        products: ProductSets,
+        limits: JobLimits,
+        cache: Path,
+        scratch: Path,
+        keep_after: tuple[str, ...] = (),
+        observe: Observer = lambda _: None,
+    ) -> None:
+        self._environment = dict(environment)
+        self._store = store
+        self._results = results
+        self._records = records
+        self._runner = runner
+        self._router = router
+        self._products = products
+        self._limits = limits
+        self._cache = cache
+        self._scratch = scratch
+        self._keep_after = keep_after
+        self._observe = observe
+
+    async def process(self, message: Message, segment: Segment, *, attempt: str, bigger_slot: bool) -> Manifest:
+        """Store the result of the message's segment, or find the one that exists."""
+        if message.kind is MessageKind.FINALIZE:
+            return await self._finalize(message, attempt=attempt, bigger_slot=bigger_slot)
+        return await self._segment(message, segment, attempt=attempt, bigger_slot=bigger_slot)
+
+    async def finish(self, message: Message, manifest: Manifest) -> None:
+        """Make a finalized exposure part of its product set."""
+        if message.association is None:
+            msg = f"a finalize message of {message.exposure} names no association"
+            raise PermanentError(msg)
+        self._observe(
+            {"event": "finalized", "exposure": message.exposure, "association": message.association,
+             "revision": message.revision}
+        )  # fmt: skip
+        await self._products.finalized(message.association, message.revision, manifest)
+
+    async def abandon(self, message: Message, reason: str) -> None:
+        """Let a product set be complete without this exposure."""
+        self._observe(
+            {"event": "finalize_failed", "exposure": message.exposure, "association": message.association,
+             "revision": message.revision, "reason": reason}
+        )  # fmt: skip
+        await self._products.failed(str(message.association), message.exposure, reason)
+
+    async def _job(self, entry: str, arguments: dict[str, Any], *, label: str, bigger_slot: bool = False) -> Any:
+        factor = 2 if bigger_slot else 1
+        job = Job(
+            entry=f"ops.job:{entry}",
+            arguments={"environment": self._environment, **arguments},
+            threads=self._limits.threads,
+            wall_seconds=self._limits.wall_seconds * factor,
+            memory_bytes=self._limits.memory_bytes * factor,
+            label=label,
+        )
+
+        def progress(report: JobProgress) -> None:
+            self._observe({"exposure": label, **report.report})
+
+        outcome = await self._runner.run(job, progress=progress)
+        if outcome.failure is not None:
+            raise WorkFailedError(outcome)
+        self._observe(
+            {"event": "job_done", "exposure": label, "entry": entry, "seconds": outcome.wall_seconds,
+             "cpu_seconds": outcome.cpu_seconds, "peak_rss_bytes": outcome.peak_rss_bytes}
+        )  # fmt: skip
+        return outcome.result
+
+    async def _recipes(self, stages: tuple[str, ...], message: Message) -> Any:
+        return await self._job("recipes", {"stages": list(stages), "facts": message.facts}, label=message.exposure)
+
+    async def _stored(self, identity: str) -> Manifest | None:
+        """Result that is whole, or whose payload was dropped on purpose while its small objects are still there."""
+        found = await self._results.find(identity)
+        if found is not None or await self._store.head(dropped_key(identity)) is None:
+            return found
+        shallow = await self._results.read(result_key(identity))
+        lost = {stored.kind for stored in await self._results.missing(shallow)}
+        return shallow if lost <= {ObjectKind.TREE, ObjectKind.ARRAY} else None
+
+    async def _segment(
+        self, message: Message, segment: Segment, *, attempt: str, bigger_slot: bool, force: bool = False
+    ) -> Manifest:
+        first = segment.stages.index(message.stage)
+        stages = tuple(
+            name for name in segment.stages[first:] if message.branch in self._router.segments.topology.row(name).branches
+        )
+        known = await self._recipes(stages, message)
+        identities, identity = [], message.identity
+        for name, recipe in known["recipes"]:
+            identity = chain(identity, recipe)
+            identities.append((name, identity))
+        start: Manifest | None = None
+        for position, (name, found_identity) in reversed(list(enumerate(identities))):
+            found = await (self._results.find(found_identity) if force else self._stored(found_identity))
+            if found is None:
+                continue
+            self._observe(
+                {"event": "reused", "exposure": message.exposure, "stages": [n for n, _ in identities[: position + 1]]}
+            )
+            if self._router.segments.next_inside(name, found.branch) is None:
+                return found
+            whole = await self._results.find(found_identity)
+            if whole is not None:
+                start, stages = whole, stages[position + 1 :]
+                break
+        if known["error"] is not None:
+            raise PermanentError(f"{message.exposure}: {known['error']}")
+        if start is None:
+            start = await self._input(message)
+        recipes = dict(known["recipes"])
+        return await self._execute(message, start, stages, recipes, attempt=attempt, bigger_slot=bigger_slot)
+
+    async def _input(self, message: Message) -> Manifest:
+        found = await self._results.find(message.identity)
+        if found is None:
+            raise RetriableError(f"{message.exposure}: the payload of {message.manifest} is not in the store")
+        return found
+
+    async def _execute(
+        self,
+        message: Message,
+        start: Manifest,
+        stages: tuple[str, ...],
+        recipes: Mapping[str, str],
+        *,
+        attempt: str,
+        bigger_slot: bool,
+    ) -> Manifest:
+        manifest, paths = await self._local(start)
+        staging = self._staging(attempt)
+        plan = SegmentPlan(
+            manifest=manifest.document(),
+            paths=paths,
+            stages=stages,
+            keep=frozenset(self._keep_after),
+            recipes=dict(recipes),
+            attempt=attempt,
+            staging=staging,
+        )
+        try:
+            made = await self._job(
+                "execute", {"plan": plan.model_dump(mode="json")}, label=message.exposure, bigger_slot=bigger_slot
+            )
+            self._check_unchanged(start)
+            published = await self._results.publish_made(made)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        if not published:
+            msg = f"{message.exposure}: no stage of {', '.join(stages)} runs on branch {start.branch}"
+            raise PermanentError(msg)
+        for kept in published:
+            await self._records.point(kept)
+        return published[-1]
+
+    def _staging(self, attempt: str) -> Path:
+        return self._store.staging(attempt) or self._scratch / attempt
+
+    async def _local(self, manifest: Manifest) -> tuple[Manifest, dict[str, Path]]:
+        """Local files of a result's objects; an ingested exposure is read where it lies."""
+        if "path" not in manifest.extra:
+            return manifest, await self._results.fetch(manifest, self._cache)
+        self._check_unchanged(manifest)
+        extra = manifest.extra
+        stored = StoredObject("input", "input", str(extra["digest"]), int(extra["size"]), ObjectKind.INPUT)
+        return replace(manifest, objects=(stored,)), {"input": Path(extra["path"])}
+
+    @staticmethod
+    def _check_unchanged(manifest: Manifest) -> None:
+        """Refuse an input file that is not the one that was ingested."""
+        if "path" not in manifest.extra:
+            return
+        path = Path(manifest.extra["path"])
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise PermanentError(f"{path}: the input cannot be read: {error.strerror}") from error
+        if (found.st_size, found.st_mtime_ns) != (manifest.extra["size"], manifest.extra["mtime_ns"]):
+            raise PermanentError(f"{path}: the file changed after it was ingested; run again with what it is now")
+
+    async def solve(self, members: MemberList, close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
+        """Solve one close of an association; an equal solution that is stored is used again."""
+        statuses = [(m.member, m.status, self._tie_digest(messages.get(m.member))) for m in close.members]
+        if not any(digest for _, _, digest in statuses):
+            return None
+        known = await self._job("joint_recipe", {}, label=close.association)
+        identity = joint_solution_identity(statuses, recipe=known["recipe"], star_list=known["star_list"])
+        found = await self._results.find(identity)
+        if found is None:
+            found = await self._solve(members, close, messages, identity)
+        return Solved(found.key, found.identity)
+
+    @staticmethod
+    def _tie_digest(message: MemberMessage | None) -> str | None:
+        return None if message is None else message.tie_points_digest
+
+    async def _solve(
+        self, members: MemberList, close: Close, messages: dict[str, MemberMessage], identity: str
+    ) -> Manifest:
+        described = []
+        for member in close.members:
+            message = messages.get(member.member)
+            path = None
+            if message is not None and message.tie_points is not None:
+                path = str(await self._store.fetch(message.tie_points, self._cache))
+            described.append(
+                {"id": member.member, "status": member.status if member.status != "missing" else "failed",
+                 "facts": dict(message.facts) if message else {}, "tie_points": path}
+            )  # fmt: skip
+        document = await self._job("solve", {"members": described}, label=close.association)
+        data = canonical_json(document)
+        key = object_key(close.association, JOINT, f"{close.revision}-{identity[:12]}", "solution.json")
+        info = await self._store.put(key, data)
+        stored = StoredObject("solution", key, _digest(data), info.size, ObjectKind.SIDE)
+        return await self._results.publish(
+            Manifest(
+                identity=identity,
+                exposure=close.association,
+                stage=JOINT,
+                branch=JOINT,
+                objects=(stored,),
+                extra={"expected": list(close.expected), "used": list(close.used)},
+            )
+        )
+
+    async def _finalize(self, message: Message, *, attempt: str, bigger_slot: bool) -> Manifest:
+        association = str(message.association)
+        members = await read_member_list(self._store, message.run, association)
+        close = None
+        if message.revision is not None:
+            close = await load_close(self._store, message.run, association, message.revision)
+        used = close.used if close is not None else ()
+        solution = None if message.solution is None else await self._results.read(message.solution)
+        known = await self._recipes((FINALIZE,), message)
+        if known["error"] is not None:
+            raise PermanentError(f"{message.exposure}: {known['error']}")
+        identity = final_identity(
+            message.identity,
+            solution=solution.identity if solution else None,
+            expected=members.members,
+            used=used,
+            recipe=hash_parts("association", known["recipes"][0][1], members.extra),
+        )
+        found = await self._results.find(identity)
+        if found is not None:
+            self._observe({"event": "reused", "exposure": message.exposure, "stages": [FINALIZE]})
+            return found
+        document = None
+        if solution is not None:
+            stored = solution.object("solution")
+            document = json.loads(await self._store.get(stored.key) or b"null") if stored else None
+        payload = await self._results.find(message.identity)
+        if payload is None:
+            payload = await self._recompute(message, attempt=attempt)
+        described = {**members.extra, "expected": list(members.members), "used": list(used)}
+        return await self._write_products(message, payload, identity, document, described, attempt, bigger_slot=bigger_slot)
+
+    async def _recompute(self, message: Message, *, attempt: str) -> Manifest:
+        """Make a payload anew that was dropped, from the ingested input."""
+        record = await self._store.get(ingest_key(message.run, message.exposure))
+        if record is None:
+            raise PermanentError(f"{message.exposure}: its payload was dropped and its input is not known in this run")
+        value = json.loads(record)
+        topology = self._router.segments.topology
+        root = await self._results.read(value["manifest"])
+        current: Manifest | None = root
+        while current is not None and current.identity != message.identity:
+            stage = topology.first_stage(root.branch) if current is root else topology.next_stage(current.stage, current.branch)
+            if stage is None or topology.row(stage).joint:
+                raise PermanentError(f"{message.exposure}: its recipe changed while it waited; run it again")
+            step = Message(
+                run=message.run, exposure=message.exposure, stage=stage, branch=current.branch, identity=current.identity,
+                manifest=current.key, facts=dict(current.facts),
+            )  # fmt: skip
+            segment = self._router.segments.containing(stage)
+            current = await self._segment(step, segment, attempt=attempt, bigger_slot=False, force=True)
+        if current is None:
+            raise PermanentError(f"{message.exposure}: its payload cannot be made again")
+        await self._store.delete(dropped_key(message.identity))
+        return current
+
+    async def _write_products(
+        self,
+        message: Message,
+        payload: Manifest,
+        identity: str,
+        solution: Any,
+        association: Mapping[str, Any],
+        attempt: str,
+        *,
+        bigger_slot: bool,
+    ) -> Manifest:
+        paths = await self._results.fetch(payload, self._cache)
+        arrays = {o.name: str(paths[o.name]) for o in payload.objects if o.kind is ObjectKind.ARRAY}
+        tree = next(o.name for o in payload.objects if o.kind is ObjectKind.TREE)
+        folder = self._staging(attempt)
+        try:
+            made = await self._job(
+                "finalize",
+                {
+                    "tree": str(paths[tree]),
+                    "arrays": arrays,
+                    "facts": message.facts,
+                    "solution": solution,
+                    "association": association,
+                    "out_dir": str(folder),
+                },
+                label=message.exposure,
+                bigger_slot=bigger_slot,
+            )
+            objects = []
+            for name in made["files"]:
+                described = made["stored"][name]
+                key = object_key(message.exposure, FINALIZE, attempt, name)
+                await self._store.put(key, folder / name)
+                objects.append(StoredObject(name, key, described["digest"], described["size"], ObjectKind.PRODUCT))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return await self._results.publish(
+            Manifest(
+                identity=identity,
+                exposure=message.exposure,
+                stage=FINALIZE,
+                branch=message.branch,
+                facts=message.facts,
+                objects=tuple(objects),
+                attempt=attempt,
+                extra={"content": made["digests"], "summary": made["summary"]},
+            )
+        )
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

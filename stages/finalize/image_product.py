@@ -1,0 +1,52 @@
+"""The ``_cal`` product: the calibrated rate image with everything known about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stages.exposure import CAL_STEP_KEYS, Exposure, StepStatus
+from stages.finalize.product_file import plain_metadata, write_product
+from stages.finalize.saturated import PLACEHOLDER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["IMAGE_ARRAYS", "write_image"]
+
+IMAGE_ARRAYS = (
+    "data", "dq", "err", "var_poisson", "var_rnoise", "var_flat", "chisq", "dumo", "amp33",
+    "border_ref_pix_left", "border_ref_pix_right", "border_ref_pix_top", "border_ref_pix_bottom",
+    "dq_border_ref_pix_left", "dq_border_ref_pix_right", "dq_border_ref_pix_top", "dq_border_ref_pix_bottom",
+    "jump_indices",
+)  # fmt: skip
+"""Arrays of the product, as far as the exposure has them."""
+
+
+def write_image(path: Path, exposure: Exposure, wcs: Any) -> None:
+    """Write the image.
+
+    Parameters
+    ----------
+    path : Path
+        The file to write.
+    exposure : Exposure
+        At level IMAGE, its metadata final.
+    wcs : gwcs.WCS or None
+        For ``meta.wcs``.
+
+    Raises
+    ------
+    PermanentError
+        The content does not follow the schema.
+    """
+    meta = plain_metadata(exposure.meta)
+    steps = meta.get("cal_step", {})
+    meta["model_type"] = "ImageModel"
+    meta["cal_step"] = {key: steps.get(key, str(StepStatus.INCOMPLETE)) for key in CAL_STEP_KEYS}
+    photometry = meta.setdefault("photometry", {})
+    for key in ("conversion_megajanskys", "conversion_megajanskys_uncertainty", "pixel_area"):
+        photometry.setdefault(key, PLACEHOLDER)
+    meta["cal_logs"] = list(exposure.logs)
+    meta["wcs"] = wcs
+    arrays = {name: exposure.arrays[name] for name in IMAGE_ARRAYS if name in exposure.arrays}
+    write_product(path, "ImageModel", "wfi_image", exposure.source_tag, {"meta": meta, **arrays})

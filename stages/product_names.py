@@ -1,0 +1,48 @@
+"""Names of files: the base name of an input, and the product made from it. Not paths."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["PRODUCT_EXTENSIONS", "base_name", "product_name"]
+
+_SUFFIXES = (
+    "ca", "crf", "cal", "dark", "flat", "median", "phot", "photom", "ramp", "rate", "uncal",
+    "assignwcs", "assign_wcs", "dq_init", "dqinit", "linearity", "rampfit", "saturation", "dark_current", "darkcurrent",
+    "dark_decay", "outlier_detection", "skymatch", "refpix", "cat", "segm", "coadd", "wfi18_transient",
+    # lower-case class names of the field's steps
+    "assignwcsstep", "darkcurrentstep", "darkdecaystep", "dqinitstep", "flatfieldstep", "fluxstep", "linearitystep",
+    "outlierdetectionstep", "photomstep", "rampfitstep", "refpixstep", "resamplestep", "saturationstep", "skymatchstep",
+    "sourcecatalogstep", "tweakregstep", "wfi18transientstep", "multibandcatalogstep",
+)  # fmt: skip
+_TRAILING = re.compile(rf"^(?P<base>.+?)(?P<separator>[-_])(?:{'|'.join(sorted(_SUFFIXES, key=len, reverse=True))})$")
+
+PRODUCT_EXTENSIONS = {"cal": ".asdf", "wcs": ".asdf", "segm": ".asdf", "cat": ".parquet"}
+"""File extension of each product, by suffix."""
+
+
+def base_name(filename: str) -> str:
+    """File name without its extension and without a recognised trailing suffix (``_uncal``, ``-cal`` …)."""
+    stem = _stem(filename)
+    match = _TRAILING.match(stem)
+    return match["base"] if match else stem
+
+
+def product_name(filename: str, suffix: str) -> str:
+    """Name of a product: a recognised suffix of the input's name is replaced, an unknown one kept and followed.
+
+    Parameters
+    ----------
+    filename : str
+        The input's name, ``meta.filename``.
+    suffix : str
+        A key of `PRODUCT_EXTENSIONS`.
+    """
+    match = _TRAILING.match(_stem(filename))
+    separator = match["separator"] if match else "_"
+    return f"{base_name(filename)}{separator}{suffix}{PRODUCT_EXTENSIONS[suffix]}"
+
+
+def _stem(filename: str) -> str:
+    name = filename.rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0] if "." in name else name

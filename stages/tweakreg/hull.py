@@ -1,0 +1,211 @@
+"""Polygons around sources and their common solid angle. Decides the order of the relative alignment, no position."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+__all__ = ["SkyPolygon", "bounding_circle", "bounding_hull", "common_solid_angle", "convex_hull", "hull_of_stars"]
+
+HUGE_BOX = 0.5
+"""Half side, in units of the tangent plane (radian), of the box that the field's library puts around one or two
+reference sources."""
+
+
+def convex_hull(points: Array) -> Array:
+    """Vertices (k, 2) of the convex hull, counter-clockwise from the lexicographically smallest; k < 3 if degenerate.
+
+    Andrew's monotone chain (A. M. Andrew 1979, Information Processing Letters 9, 216).
+    """
+    unique = np.unique(_extreme_points(points), axis=0)
+    if len(unique) < 3:
+        return unique
+    ordered: list[tuple[float, float]] = [(float(x), float(y)) for x, y in unique]
+
+    def chain(sequence: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        hull: list[tuple[float, float]] = []
+        for p in sequence:
+            while len(hull) >= 2 and _cross(hull[-2], hull[-1], p) <= 0:
+                hull.pop()
+            hull.append(p)
+        return hull
+
+    return np.array(chain(ordered)[:-1] + chain(ordered[::-1])[:-1])
+
+
+def _cross(o: tuple[float, float], a: tuple[float, float], b: tuple[float, float]) -> float:
+    return (a[0] - o[0]) * (b[1] - o[1]) - (a[1] - o[1]) * (b[0] - o[0])
+
+
+def _extreme_points(points: Array) -> Array:
+    """The points without those inside the octagon of extremes: sorting is slow, and the chain is pure Python."""
+    if len(points) < 200:
+        return points
+    x, y = points[:, 0], points[:, 1]
+    corners = [x.argmin(), (x + y).argmin(), y.argmin(), (x - y).argmax(), x.argmax(), (x + y).argmax(), y.argmax()]
+    octagon = points[[*corners, (x - y).argmin()]]
+    inside = np.ones(len(points), dtype=bool)
+    for a, b in zip(octagon, np.roll(octagon, -1, axis=0), strict=True):
+        inside &= (b[0] - a[0]) * (y - a[1]) - (b[1] - a[1]) * (x - a[0]) > 0
+    return np.asarray(points[~inside])
+
+
+def bounding_hull(pixels: Array, box: list[list[float]]) -> Array:
+    """Polygon (k, 2), pixel, around the sources of a detector.
+
+    The convex hull; for few or collinear sources the smallest rectangle half a pixel around them, or, where that leaves
+    the detector, one along its axes; without sources the detector (centres of its outermost pixels).
+    """
+    (xmin, xmax), (ymin, ymax) = box
+    if len(pixels) == 0:
+        x0, x1, y0, y1 = xmin + 0.5, xmax - 0.5, ymin + 0.5, ymax - 0.5
+        return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    hull = convex_hull(pixels)
+    if len(pixels) > 3 and len(hull) > 2:
+        return hull
+    rectangle = _smallest_rectangle(hull)
+    low, high = rectangle.min(axis=0), rectangle.max(axis=0)
+    if low[0] < xmin or high[0] > xmax or low[1] < ymin or high[1] > ymax:
+        low = np.clip(pixels.min(axis=0) - 0.5, [xmin, ymin], [xmax - 1, ymax - 1])
+        high = np.clip(pixels.max(axis=0) + 0.5, low + 1, [xmax, ymax])
+        return np.array([low, [high[0], low[1]], high, [low[0], high[1]]])
+    return rectangle
+
+
+def _smallest_rectangle(hull: Array) -> Array:
+    """Rectangle of least area along one of the edges, half a pixel around the points."""
+    edges = np.diff(np.vstack([hull, hull[:1]]), axis=0) if len(hull) > 1 else np.array([[1.0, 0.0]])
+    best, best_area = hull, np.inf
+    for edge in edges:
+        u = edge / np.hypot(*edge)
+        axes = np.array([u, [-u[1], u[0]]])
+        along = hull @ axes.T
+        low, high = along.min(axis=0) - 0.5, along.max(axis=0) + 0.5
+        area = float(np.prod(high - low))
+        if area < best_area:
+            best, best_area = np.array([low, [high[0], low[1]], high, [low[0], high[1]]]) @ axes, area
+    return best
+
+
+class SkyPolygon:
+    """A convex polygon of great circles, smaller than a hemisphere.
+
+    Parameters
+    ----------
+    vectors : ndarray (3, k)
+        Vertices, of any length.
+    """
+
+    __slots__ = ("area", "center", "normals", "radius", "vectors")
+
+    def __init__(self, vectors: Array) -> None:
+        self.vectors: Array = vectors / np.linalg.norm(vectors, axis=0)
+        mean = self.vectors.mean(axis=1)
+        self.center: Array = mean / np.linalg.norm(mean)
+        # the vertices of a convex polygon smaller than a hemisphere hold its farthest point
+        self.radius = float(np.max(_angle(self.vectors, self.center)))
+        self.area = _solid_angle(self.vectors)
+        normals = np.cross(self.vectors.T, np.roll(self.vectors.T, -1, axis=0))
+        self.normals: Array = normals * np.sign(normals @ self.center)[:, None]
+
+    def holds(self, other: SkyPolygon) -> bool:
+        """Whether the other polygon lies inside this one."""
+        return bool(np.all(self.normals @ other.vectors >= 0))
+
+
+def _angle(vectors: Array, center: Array) -> Array:
+    return np.asarray(2 * np.arcsin(np.clip(np.linalg.norm(vectors - center[:, None], axis=0) / 2, 0, 1)))
+
+
+def common_solid_angle(a: SkyPolygon, b: SkyPolygon) -> float:
+    """Solid angle, steradian, of the intersection; exactly 0.0 where there is none.
+
+    Great circles are straight in the gnomonic projection, so the polygons are clipped there (I. E. Sutherland and
+    G. W. Hodgman 1974, Communications of the ACM 17, 32).
+    """
+    distance = float(_angle(a.center[:, None], b.center)[0])
+    if distance > a.radius + b.radius:
+        return 0.0
+    for inner, outer in ((a, b), (b, a)):
+        if outer.holds(inner):
+            return inner.area
+    to_plane = _tangent_axes(a.center + b.center if distance < 1.0 else a.center)
+    flat = [to_plane @ polygon.vectors for polygon in (a, b)]
+    if any(np.any(vectors[0] <= 0) for vectors in flat):
+        return 0.0
+    subject, clip = (_counter_clockwise((vectors[1:] / vectors[0]).T) for vectors in flat)
+    for start, end in zip(clip, np.roll(clip, -1, axis=0), strict=True):
+        subject = _clip(subject, start, end)
+        if len(subject) < 3:
+            return 0.0
+    return _solid_angle(np.vstack([np.ones(len(subject)), subject.T]))
+
+
+def _tangent_axes(center: Array) -> Array:
+    """Rotation matrix whose rows are the centre and two axes of the plane tangent there."""
+    normal = center / np.linalg.norm(center)
+    helper = np.eye(3)[np.argmin(np.abs(normal))]
+    first = np.cross(helper, normal)
+    first /= np.linalg.norm(first)
+    return np.array([normal, first, np.cross(normal, first)])
+
+
+def _counter_clockwise(polygon: Array) -> Array:
+    x, y = polygon.T
+    area = np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))
+    return polygon if area >= 0 else polygon[::-1]
+
+
+def _clip(subject: Array, start: Array, end: Array) -> Array:
+    """The part of a polygon to the left of a line."""
+    edge = end - start
+    side = edge[0] * (subject[:, 1] - start[1]) - edge[1] * (subject[:, 0] - start[0])
+    kept: list[Array] = []
+    for k in range(len(subject)):
+        following = (k + 1) % len(subject)
+        if side[k] >= 0:
+            kept.append(subject[k])
+        if (side[k] > 0 > side[following]) or (side[k] < 0 < side[following]):
+            kept.append(subject[k] + (subject[following] - subject[k]) * side[k] / (side[k] - side[following]))
+    return np.array(kept).reshape(-1, 2)
+
+
+def _solid_angle(vectors: Array) -> float:
+    """Sum over a fan of triangles (A. Van Oosterom and J. Strackee 1983, IEEE Trans. Biomed. Eng. 30, 125)."""
+    u = (vectors / np.linalg.norm(vectors, axis=0)).T
+    a, b, c = u[0], u[1:-1], u[2:]
+    # differences of vectors keep the product of three nearly parallel ones accurate
+    triple = np.einsum("ij,j->i", np.cross(b - a, c - a), a)
+    denominator = 1 + b @ a + c @ a + np.einsum("ij,ij->i", b, c)
+    return float(abs(np.sum(2 * np.arctan2(triple, denominator))))
+
+
+def bounding_circle(polygons: Sequence[SkyPolygon]) -> tuple[Array, float]:
+    """Centre (unit vector) and radius (radian) of a circle around several polygons."""
+    center = np.mean([polygon.center for polygon in polygons], axis=0)
+    center /= np.linalg.norm(center)
+    return center, max(float(np.max(_angle(polygon.vectors, center))) for polygon in polygons)
+
+
+def hull_of_stars(vectors: Array) -> SkyPolygon:
+    """Convex hull on the sky of reference sources, unit vectors (3, n)."""
+    axes = _tangent_axes(vectors.mean(axis=1))
+    x, y, z = axes @ vectors
+    hull = convex_hull(np.column_stack([y / x, z / x]))
+    if len(hull) == 1:
+        hull = hull + HUGE_BOX * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    elif len(hull) == 2:
+        along = (hull[1] - hull[0]) / np.hypot(*(hull[1] - hull[0])) * HUGE_BOX
+        across = np.array([-along[1], along[0]])
+        hull = np.array(
+            [hull[0] - along - across, hull[1] + along - across, hull[1] + along + across, hull[0] - along + across]
+        )
+    return SkyPolygon(axes.T @ np.vstack([np.ones(len(hull)), hull.T]))

@@ -1,0 +1,265 @@
+"""Gathers the members of associations from the stream, closes each, has it solved, and sends its members on.
+
+A thin driver: `stream.association` decides when an association closes. State is references only, in a compacted
+changelog with one record a member; a close is an object that is created once; and everything after a close is
+repeated from it if it was not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from stream.association import Association, AssociationSettings, Close, CloseOutcome, MemberRecord, Seen
+from stream.broker.protocol import Broker, Record
+from stream.clock import Clock
+from stream.failure import FailureClass, PermanentError, PoisonError
+from stream.identity import canonical_json
+from stream.inbox import Inbox
+from stream.member_list import MemberList, load_close, put_close, read_member_list
+from stream.message import MemberMessage, MemberStatus, Message, MessageKind
+from stream.router import Router
+from stream.store import ObjectStore
+from stream.topology import changelog_topic_name, topic_name
+
+__all__ = ["Aggregator", "Solved", "Solver"]
+
+LOG = logging.getLogger(__name__)
+
+DISPATCHED = "#dispatched"
+IDLE_SECONDS = 3600.0
+"""Longest sleep of the timer when nothing is due; a member's arrival wakes it at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A joint solution: the key of its manifest."""
+
+    manifest: str
+    identity: str
+
+
+Solver = Callable[[MemberList, Close, dict[str, MemberMessage]], Awaitable[Solved | None]]
+"""Solves one close; None when no member can be aligned. Failures of the fit itself are part of a solution."""
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+class Aggregator:
+    """The aggregator of one run's joint stage.
+
+    Parameters
+    ----------
+    broker, store : Broker, ObjectStore
+        Where members come from and where closes and member lists lie.
+    router : Router
+        Sends the finalize messages.
+    solver : callable
+        Runs the joint stage on one close.
+    settings : AssociationSettings
+        When associations close.
+    clock : Clock
+        Time.
+    observe : callable
+        Told about members, closes and dispatches.
+    """
+
+    def __init__(
+        self,
+        *,
+        broker: Broker,
+        store: ObjectStore,
+        router: Router,
+        solver: Solver,
+        settings: AssociationSettings,
+        clock: Clock,
+        observe: Observer = lambda _: None,
+    ) -> None:
+        self._broker = broker
+        self._store = store
+        self._router = router
+        self._solver = solver
+        self._settings = settings
+        self._clock = clock
+        self._observe = observe
+        self._associations: dict[str, Association] = {}
+        self._lists: dict[str, MemberList] = {}
+        self._messages: dict[str, dict[str, MemberMessage]] = {}
+        self._dispatched: dict[str, int] = {}
+        self._at_once: set[tuple[str, str]] = set()
+        self._changelog = changelog_topic_name(router.run, router.joint_stage)
+        self._wake = anyio.Event()
+        self._tasks: TaskGroup | None = None
+
+    def state(self) -> dict[str, Association]:
+        """The associations by id."""
+        return dict(self._associations)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Restore, then consume until cancelled."""
+        await self._restore()
+        topic = topic_name(self._router.run, self._router.joint_stage)
+        inbox = Inbox(broker=self._broker, group=topic, topics=(topic,), handler=self._member)
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            for association in list(self._associations):
+                await self._resume(association)
+            await tasks.start(inbox.run)
+            task_status.started()
+            await self._timer()
+
+    async def settle(self, association: str) -> None:
+        """Close at once if anything changed since the last close; else send the members of that close on once more.
+
+        For an operator, or a run that knows that nobody else will come. Repeats are harmless.
+        """
+        state = await self._state(association)
+        last = state.last_close
+        if last is not None and self._tasks is not None and not state.changed:
+            self._tasks.start_soon(self._dispatch, last)
+        else:
+            await self._closed(state, state.close_by_operator())
+
+    async def _restore(self) -> None:
+        records: dict[str, list[MemberRecord]] = {}
+        for key, record in (await self._broker.read_latest(self._changelog)).items():
+            association, _, member = key.decode().partition("/")
+            value = json.loads(record.value or b"null")
+            if member == DISPATCHED:
+                self._dispatched[association] = int(value)
+                continue
+            records.setdefault(association, []).append(MemberRecord.from_json(value["record"]))
+            message = MemberMessage.model_validate_json(json.dumps(value["message"]))
+            self._messages.setdefault(association, {})[member] = message
+        for association, found in records.items():
+            state = await self._state(association)
+            state.restore(found)
+
+    async def _state(self, association: str) -> Association:
+        state = self._associations.get(association)
+        if state is None:
+            members = await read_member_list(self._store, self._router.run, association)
+            state = Association(association, self._settings)
+            state.expect(members.members)
+            revision = 1
+            while (close := await load_close(self._store, self._router.run, association, revision)) is not None:
+                state.record_close(close)
+                revision += 1
+            self._lists[association] = members
+            self._associations[association] = state
+        return state
+
+    async def _resume(self, association: str) -> None:
+        """Finish what a crash interrupted: a close whose members were not all sent on, or one that is due."""
+        state = self._associations[association]
+        last = state.last_close
+        if last is not None and self._dispatched.get(association, 0) < last.revision and self._tasks is not None:
+            self._tasks.start_soon(self._dispatch, last)
+        await self._check(state)
+
+    async def _member(self, record: Record) -> None:
+        try:
+            message = MemberMessage.from_record(record)
+            state = await self._state(message.association)
+        except (PoisonError, PermanentError) as error:
+            await self._bury(record, error)
+            return
+        seen = state.observe(
+            message.member, message.status, message.digest, offset=record.offset, now=self._clock.now()
+        )
+        if seen in {Seen.NEW, Seen.CHANGED}:
+            known = next(r for r in state.records() if r.member == message.member)
+            self._messages.setdefault(message.association, {})[message.member] = message
+            await self._broker.publish(
+                self._changelog,
+                key=f"{message.association}/{message.member}".encode(),
+                value=canonical_json({"record": known.to_json(), "message": message.model_dump(mode="json")}),
+            )
+            await self._finalize_at_once(message)
+        self._observe(
+            {"event": "member", "association": message.association, "exposure": message.member,
+             "status": message.status.value, "seen": seen.value, "reason": message.reason,
+             "published_ms": record.timestamp_ms}
+        )  # fmt: skip
+        await self._check(state)
+        self._wake.set()
+
+    async def _bury(self, record: Record, error: Exception) -> None:
+        from stream.dead_letters import bury
+
+        LOG.error("member message refused: %s", error)
+        failure = {"class": FailureClass.POISON.value, "type": type(error).__name__, "message": str(error)}
+        await bury(self._broker, self._router.run, record, stage=self._router.joint_stage, failure=failure, attempts=1)
+
+    async def _check(self, state: Association) -> None:
+        close = state.due(self._clock.now())
+        if close is not None:
+            await self._closed(state, close)
+
+    async def _closed(self, state: Association, close: Close) -> None:
+        winner = await put_close(self._store, self._router.run, close)
+        state.record_close(winner)
+        LOG.info("association %s closed, revision %d: %s", state.id, winner.revision, winner.reason.value)
+        self._observe({"event": "closed", "association": state.id, "revision": winner.revision})
+        if self._tasks is not None:
+            self._tasks.start_soon(self._dispatch, winner)
+
+    async def _finalize_at_once(self, message: MemberMessage) -> None:
+        if message.status in {MemberStatus.SKIPPED, MemberStatus.SATURATED}:
+            await self._router.send(self._finalize(message, revision=None, solution=None))
+
+    def _finalize(self, message: MemberMessage, *, revision: int | None, solution: Solved | None) -> Message:
+        if message.branch is None or message.identity is None or message.manifest is None:
+            msg = f"member {message.member} of {message.association} has no result to finalize"
+            raise PermanentError(msg)
+        return Message(
+            kind=MessageKind.FINALIZE,
+            run=self._router.run,
+            exposure=message.member,
+            stage=self._router.finalizing_stage,
+            branch=message.branch,
+            identity=message.identity,
+            manifest=message.manifest,
+            facts=message.facts,
+            associations=(message.association,),
+            association=message.association,
+            revision=revision,
+            solution=solution.manifest if solution else None,
+        )
+
+    async def _dispatch(self, close: Close) -> None:
+        messages = self._messages.get(close.association, {})
+        present = {m: messages[m] for m in close.used if m in messages}
+        solved = None
+        if close.outcome is CloseOutcome.ALIGN:
+            solved = await self._solver(self._lists[close.association], close, present)
+        for message in present.values():
+            if message.status is MemberStatus.OK:
+                await self._router.send(self._finalize(message, revision=close.revision, solution=solved))
+            else:
+                await self._finalize_at_once(message)
+        await self._broker.publish(
+            self._changelog,
+            key=f"{close.association}/{DISPATCHED}".encode(),
+            value=canonical_json(close.revision),
+        )
+        self._dispatched[close.association] = close.revision
+        self._observe({"event": "dispatched", "association": close.association, "revision": close.revision})
+
+    async def _timer(self) -> None:
+        while True:
+            self._wake = anyio.Event()
+            now = self._clock.now()
+            times = [at for state in self._associations.values() if (at := state.next_due()) is not None]
+            delay = min([at - now for at in times] or [math.inf])
+            with anyio.move_on_after(max(0.01, min(delay, IDLE_SECONDS))):
+                await self._wake.wait()
+            for state in list(self._associations.values()):
+                await self._check(state)

@@ -1,0 +1,72 @@
+"""The member list of an association: a payload in the store, written once by whoever announces it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stream.association import Close
+from stream.failure import PermanentError
+from stream.identity import canonical_json
+from stream.store import ObjectStore
+
+__all__ = ["MemberList", "close_key", "load_close", "members_key", "put_close", "put_member_list", "read_member_list"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemberList:
+    """Who belongs to an association, in canonical order.
+
+    ``product_name`` is where its products go (None: to the top); ``extra`` is opaque to the engine.
+    """
+
+    association: str
+    members: tuple[str, ...]
+    product_name: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def members_key(run: str, association: str) -> str:
+    """Key of an association's member list."""
+    return f"runs/{run}/associations/{association}/members"
+
+
+def close_key(run: str, association: str, revision: int) -> str:
+    """Key of one close of an association."""
+    return f"runs/{run}/associations/{association}/{revision}"
+
+
+async def put_member_list(store: ObjectStore, run: str, members: MemberList) -> None:
+    """Write the list; an equal one that is there already is fine (the id stands for one list alone)."""
+    await store.put_if_absent(members_key(run, members.association), canonical_json(asdict(members)))
+
+
+async def read_member_list(store: ObjectStore, run: str, association: str) -> MemberList:
+    """Read the list.
+
+    Raises
+    ------
+    stream.failure.PermanentError
+        There is none.
+    """
+    data = await store.get(members_key(run, association))
+    if data is None:
+        msg = f"association {association} of run {run} has no member list: it was never announced"
+        raise PermanentError(msg)
+    value = json.loads(data)
+    return MemberList(**{**value, "members": tuple(value["members"])})
+
+
+async def load_close(store: ObjectStore, run: str, association: str, revision: int) -> Close | None:
+    """Read one close; None when there is none of this revision."""
+    data = await store.get(close_key(run, association, revision))
+    return None if data is None else Close.from_json(json.loads(data))
+
+
+async def put_close(store: ObjectStore, run: str, close: Close) -> Close:
+    """Write a close, or adopt the one that another aggregator wrote for the same revision."""
+    if await store.put_if_absent(close_key(run, close.association, close.revision), canonical_json(close.to_json())):
+        return close
+    winner = await load_close(store, run, close.association, close.revision)
+    return winner if winner is not None else close

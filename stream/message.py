@@ -1,0 +1,325 @@
+"""Messages: small immutable JSON envelopes about one exposure, and their CloudEvents headers. Never pixels."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from stream.broker.protocol import Headers, Record
+from stream.failure import PermanentError, PoisonError
+from stream.identity import canonical_json, hash_parts
+
+__all__ = [
+    "CONTENT_TYPE",
+    "SCHEMA_VERSION",
+    "Envelope",
+    "MemberMessage",
+    "MemberStatus",
+    "Message",
+    "MessageKind",
+    "decode",
+]
+
+SCHEMA_VERSION = "1.0"
+CONTENT_TYPE = b"application/json"
+
+_VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
+
+Id = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[^/\s\x00-\x1f]+$")]
+"""An id that can be part of an object key."""
+
+Key = Annotated[str, Field(min_length=1, max_length=1024)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class MessageKind(StrEnum):
+    """What a message asks for."""
+
+    EXPOSURE = "exposure"
+    """Work on an exposure, from a start stage on."""
+    MEMBER = "member"
+    """Status of one member of an association, for the aggregator."""
+    FINALIZE = "finalize"
+    """Finish an exposure as a member of an association, with or without a joint solution."""
+
+
+class MemberStatus(StrEnum):
+    """What became of a member of an association; all are terminal."""
+
+    OK = "ok"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    SATURATED = "saturated"
+
+
+class Envelope(BaseModel):
+    """Base of the messages: strict types, immutable, and tolerant of newer minor versions.
+
+    Fields that a newer minor version added are kept and emitted again; in a message of this version or an older one
+    they are an error. A newer major version is refused. Do not change the contents of ``facts``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    schema_version: str = SCHEMA_VERSION
+    run: Id
+    facts: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("schema_version")
+    @classmethod
+    def _supported(cls, value: str) -> str:
+        if not _VERSION.fullmatch(value):
+            msg = f"{value!r} is not a version like {SCHEMA_VERSION!r}"
+            raise ValueError(msg)
+        if _version(value)[0] != _version(SCHEMA_VERSION)[0]:
+            msg = f"major version of {value!r} is not supported, this software reads {SCHEMA_VERSION!r}: upgrade it"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("facts")
+    @classmethod
+    def _json_only(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            copied: dict[str, Any] = json.loads(canonical_json(value))
+        except PermanentError as error:
+            raise ValueError(str(error)) from error
+        return copied
+
+    @model_validator(mode="after")
+    def _unknown_fields_are_newer(self) -> Self:
+        if self.model_extra and _version(self.schema_version) <= _version(SCHEMA_VERSION):
+            msg = f"version {self.schema_version} has no field {', '.join(map(repr, sorted(self.model_extra)))}"
+            raise ValueError(msg)
+        return self
+
+    def encode(self) -> bytes:
+        """Return the message as canonical JSON."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def replaced(self, **changes: Any) -> Self:
+        """Return a copy with other values, checked; fields of newer versions go along."""
+        return type(self).model_validate({**{name: getattr(self, name) for name in self._names()}, **changes})
+
+    def _names(self) -> list[str]:
+        return [*type(self).model_fields, *(self.model_extra or {})]
+
+    def _ce_headers(
+        self, *, event: str, event_id: str, subject: str, dataref: str | None, when: float | None, trace: str | None
+    ) -> Headers:
+        headers = [
+            ("ce_specversion", "1.0"),
+            ("ce_id", event_id),
+            ("ce_source", f"/rampstream/{self.run}"),
+            ("ce_type", f"rampstream.{event}"),
+            ("ce_subject", subject),
+            ("content-type", CONTENT_TYPE.decode()),
+            ("schema_version", self.schema_version),
+        ]
+        if dataref is not None:
+            headers.append(("ce_dataref", dataref))
+        if when is not None:
+            headers.append(("ce_time", datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")))
+        if trace is not None:
+            headers.append(("traceparent", trace))
+        return tuple((name, value.encode()) for name, value in headers)
+
+
+class Message(Envelope):
+    """One exposure, and from which stage on it is to be worked on.
+
+    Attributes
+    ----------
+    run, exposure : str
+        The run and the exposure's id.
+    stage : str
+        The stage to start with, which may lie inside the segment whose inbox holds the message.
+    branch : str
+        The branch of the topology that the exposure is on.
+    identity : str
+        Identity of what ``manifest`` describes: the input of ``stage``.
+    manifest : str
+        Key of the manifest (of the stored result, or of the ingested root).
+    facts : dict
+        Small JSON values, opaque to the engine.
+    associations : tuple of str
+        Ids of the associations that the exposure belongs to.
+    kind : MessageKind
+        EXPOSURE or FINALIZE.
+    association, revision, solution : str, int, str
+        For FINALIZE alone: for which association; the revision of its close (None when the member is finalized at
+        once, without waiting for a close); the key of the joint solution (None when there is none).
+    """
+
+    kind: Literal[MessageKind.EXPOSURE, MessageKind.FINALIZE] = MessageKind.EXPOSURE
+    exposure: Id
+    stage: Id
+    branch: Id
+    identity: Digest
+    manifest: Key
+    associations: tuple[Id, ...] = ()
+    association: Id | None = None
+    revision: int | None = Field(default=None, ge=1)
+    solution: Key | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == MessageKind.FINALIZE and self.association is None:
+            msg = "a finalize message names its association"
+            raise ValueError(msg)
+        if self.kind == MessageKind.EXPOSURE and (self.association, self.revision, self.solution) != (None, None, None):
+            msg = "association, revision and solution belong to finalize messages alone"
+            raise ValueError(msg)
+        if len(set(self.associations)) != len(self.associations):
+            msg = "an association is named twice"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def key(self) -> bytes:
+        """Key of the record: the exposure's id."""
+        return self.exposure.encode()
+
+    def event_id(self, topic: str) -> str:
+        """Return the ``ce_id``: equal for each time the same message is published to the same topic."""
+        return hash_parts(
+            "event", topic, self.run, self.kind, self.exposure, self.stage, self.branch, self.identity,
+            list(self.associations), self.association, self.revision, self.solution,
+        )  # fmt: skip
+
+    def headers(self, topic: str, *, time: float | None = None, traceparent: str | None = None) -> Headers:
+        """CloudEvents headers in binary mode; ``time`` in Unix seconds."""
+        return self._ce_headers(
+            event=self.kind, event_id=self.event_id(topic), subject=self.exposure, dataref=self.manifest,
+            when=time, trace=traceparent,
+        )  # fmt: skip
+
+    @classmethod
+    def from_record(cls, record: Record) -> Message:
+        """Decode, or raise PoisonError when it is no message about an exposure."""
+        message = decode(record)
+        if isinstance(message, Message):
+            return message
+        raise PoisonError(_where(record) + f"is of kind {message.kind.value!r}, expected 'exposure' or 'finalize'")
+
+
+class MemberMessage(Envelope):
+    """Status of one member of one association.
+
+    Attributes
+    ----------
+    association, member : str
+        Ids of the association and of the member (an exposure).
+    status : MemberStatus
+        What became of it.
+    branch : str, optional
+        The branch that it is on.
+    identity, manifest : str, optional
+        Identity and manifest of its last result; None where it failed before there was one.
+    tie_points, tie_points_digest : str, optional
+        Key and digest of its small object for the joint fit.
+    facts : dict
+        What the joint stage needs to know besides, opaque to the engine.
+    reason : str, optional
+        Why it failed or was skipped, in words; never part of an identity.
+    """
+
+    kind: Literal[MessageKind.MEMBER] = MessageKind.MEMBER
+    association: Id
+    member: Id
+    status: MemberStatus
+    branch: Id | None = None
+    identity: Digest | None = None
+    manifest: Key | None = None
+    tie_points: Key | None = None
+    tie_points_digest: Digest | None = None
+    reason: str | None = None
+
+    _needs_result: ClassVar[frozenset[MemberStatus]] = frozenset(MemberStatus) - {MemberStatus.FAILED}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.status in self._needs_result and None in (self.identity, self.manifest, self.branch):
+            msg = f"a member with status {self.status.value!r} has identity, manifest and branch"
+            raise ValueError(msg)
+        if (self.tie_points is None) != (self.tie_points_digest is None):
+            msg = "tie_points and tie_points_digest come together"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def key(self) -> bytes:
+        """Key of the record: the association's id, so that one reader sees all its members in order."""
+        return self.association.encode()
+
+    @property
+    def digest(self) -> str:
+        """Digest by which repeats are known: status, result and tie points; not the words of a failure."""
+        return hash_parts("member", self.member, self.status, self.identity, self.tie_points_digest)
+
+    def event_id(self, topic: str) -> str:
+        """Return the ``ce_id``: equal for each time the same status is published to the same topic."""
+        return hash_parts("event", topic, self.run, self.kind, self.association, self.member, self.digest)
+
+    def headers(self, topic: str, *, time: float | None = None, traceparent: str | None = None) -> Headers:
+        """CloudEvents headers in binary mode; ``time`` in Unix seconds."""
+        return self._ce_headers(
+            event=self.kind, event_id=self.event_id(topic), subject=self.member, dataref=self.manifest,
+            when=time, trace=traceparent,
+        )  # fmt: skip
+
+    @classmethod
+    def from_record(cls, record: Record) -> MemberMessage:
+        """Decode, or raise PoisonError when it is no member's status."""
+        message = decode(record)
+        if isinstance(message, MemberMessage):
+            return message
+        raise PoisonError(_where(record) + f"is of kind {message.kind.value!r}, expected 'member'")
+
+
+def decode(record: Record) -> Message | MemberMessage:
+    """Decode a record by its kind.
+
+    Raises
+    ------
+    stream.failure.PoisonError
+        The bytes are no message of a version that this software reads; the text says where the record lies and what
+        is wrong with it.
+    """
+    if record.value is None:
+        raise PoisonError(_where(record) + "has no value")
+    try:
+        document = json.loads(record.value.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise PoisonError(_where(record) + f"is not JSON in UTF-8: {error}") from error
+    if not isinstance(document, dict):
+        raise PoisonError(_where(record) + f"is a JSON {type(document).__name__}, expected an object")
+    message_type = MemberMessage if document.get("kind") == MessageKind.MEMBER else Message
+    try:
+        return message_type.model_validate_json(record.value)
+    except ValidationError as error:
+        problems = "; ".join(_problem(item["loc"], item["msg"]) for item in error.errors(include_url=False))
+        raise PoisonError(_where(record) + f"is not a valid message: {problems}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    msg = f"{name} is not a number in JSON"
+    raise ValueError(msg)
+
+
+def _problem(location: tuple[int | str, ...], text: str) -> str:
+    field = ".".join(map(str, location))
+    return f"{field}: {text}" if field else text
+
+
+def _where(record: Record) -> str:
+    return f"the record at {record.topic}[{record.partition}]@{record.offset} "
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)

@@ -1,0 +1,165 @@
+"""Publishes what comes next: the message to the next segment's inbox, or a member's status to the aggregator's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stream.broker.protocol import Broker, TopicSpec
+from stream.clock import Clock
+from stream.message import MemberMessage, MemberStatus, Message
+from stream.results import Manifest
+from stream.topology import (
+    Segments,
+    changelog_topic_name,
+    dead_letter_topic_name,
+    partition_for,
+    retry_topic_name,
+    topic_name,
+)
+
+__all__ = ["PRODUCTS", "Router", "run_topics"]
+
+PRODUCTS = "products"
+"""Last part of the name of the topic with product events."""
+
+StatusOf = Callable[[Manifest], MemberStatus]
+"""From a member's last result to its status for the joint stage."""
+
+
+def run_topics(run: str, segments: Segments, *, partitions: int = 1, retry_tiers: int = 0) -> list[TopicSpec]:
+    """All topics of a run: an inbox for each segment, the aggregators' changelogs, product events, dead letters."""
+    specs = [TopicSpec(topic_name(run, segment.name), partitions) for segment in segments]
+    specs += [
+        TopicSpec(retry_topic_name(run, segment.name, tier), partitions)
+        for segment in segments
+        if not segments.topology.row(segment.name).joint
+        for tier in range(retry_tiers)
+    ]
+    specs += [
+        TopicSpec(changelog_topic_name(run, row.name), 1, compacted=True) for row in segments.topology.rows if row.joint
+    ]
+    return [*specs, TopicSpec(topic_name(run, PRODUCTS)), TopicSpec(dead_letter_topic_name(run))]
+
+
+class Router:
+    """Knows the topology and the run, and so where a result goes next.
+
+    Parameters
+    ----------
+    broker : Broker
+        Where to publish.
+    segments : Segments
+        The topology as it is cut.
+    run : str
+        The run.
+    status_of : callable
+        Status of a member from its last result.
+    clock : Clock
+        For the time in the headers.
+    partitions, spread : int
+        Partitions of an inbox, and over how many of them the exposures of one locality are spread.
+    """
+
+    def __init__(
+        self,
+        *,
+        broker: Broker,
+        segments: Segments,
+        run: str,
+        status_of: StatusOf,
+        clock: Clock,
+        partitions: int = 1,
+        spread: int = 1,
+    ) -> None:
+        self.run = run
+        self.segments = segments
+        self._broker = broker
+        self._status_of = status_of
+        self._clock = clock
+        self._partitions = partitions
+        self._spread = spread
+
+    async def send(self, message: Message) -> None:
+        """Publish a message to the inbox of the segment that holds its start stage."""
+        topic = self.segments.inbox(self.run, message.stage)
+        await self._broker.publish(
+            topic,
+            key=message.key,
+            value=message.encode(),
+            headers=message.headers(topic, time=self._clock.now()),
+            partition=partition_for(
+                str(message.facts.get("locality", message.exposure)),
+                message.exposure,
+                partitions=self._partitions,
+                spread=self._spread,
+            ),
+        )
+
+    async def send_member(self, message: MemberMessage) -> None:
+        """Publish a member's status to the topic of the joint stage."""
+        topic = topic_name(self.run, self.joint_stage)
+        await self._broker.publish(
+            topic, key=message.key, value=message.encode(), headers=message.headers(topic, time=self._clock.now())
+        )
+
+    @property
+    def joint_stage(self) -> str:
+        """Name of the topology's joint stage."""
+        return next(row.name for row in self.segments.topology.rows if row.joint)
+
+    @property
+    def finalizing_stage(self) -> str:
+        """Name of the stage behind the joint stage."""
+        topology = self.segments.topology
+        return topology.rows[topology.index(self.joint_stage) + 1].name
+
+    async def forward(self, manifest: Manifest, associations: tuple[str, ...]) -> None:
+        """Publish what follows from a stored result."""
+        following = self.segments.topology.next_stage(manifest.stage, manifest.branch)
+        if following is None:
+            return
+        if self.segments.topology.row(following).joint:
+            for association in associations:
+                await self.send_member(self._member(manifest, association))
+            return
+        await self.send(
+            Message(
+                run=self.run,
+                exposure=manifest.exposure,
+                stage=following,
+                branch=manifest.branch,
+                identity=manifest.identity,
+                manifest=manifest.key,
+                facts=dict(manifest.facts),
+                associations=associations,
+            )
+        )
+
+    def _member(self, manifest: Manifest, association: str) -> MemberMessage:
+        tie_points = manifest.object("tie_points")
+        return MemberMessage(
+            run=self.run,
+            association=association,
+            member=manifest.exposure,
+            status=self._status_of(manifest),
+            branch=manifest.branch,
+            identity=manifest.identity,
+            manifest=manifest.key,
+            tie_points=tie_points.key if tie_points else None,
+            tie_points_digest=tie_points.digest if tie_points else None,
+            facts=dict(manifest.facts),
+        )
+
+    async def failed(self, exposure: str, association: str, reason: str, facts: Mapping[str, Any]) -> None:
+        """Tell an association that a member failed."""
+        await self.send_member(
+            MemberMessage(
+                run=self.run,
+                association=association,
+                member=exposure,
+                status=MemberStatus.FAILED,
+                facts=dict(facts),
+                reason=reason,
+            )
+        )

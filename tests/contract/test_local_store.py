@@ -1,0 +1,124 @@
+"""The local folder and the memory store keep the contract; the local one moves files instead of copying them."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from stream.failure import FatalError, RetriableError
+from stream.store import ObjectStore
+from stream.store.obstore_store import LocalObjectStore, failure_from, open_store
+from tests.contract.store_suite import StoreContract, keys
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def store(self) -> ObjectStore:
+        return open_store("memory:")
+
+
+class TestLocalStore(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> ObjectStore:
+        return open_store(tmp_path / "store")
+
+    @pytest.mark.anyio
+    async def test_a_staged_file_is_moved_not_copied(self, store: ObjectStore) -> None:
+        staged = store.staging("cube")
+        assert staged is not None
+        staged.parent.mkdir(parents=True)
+        staged.write_bytes(b"content")
+        inode = staged.stat().st_ino
+        await store.put("objects/cube.asdf", staged)
+        assert not staged.exists()
+        assert (await store.fetch("objects/cube.asdf", Path("unused"))).stat().st_ino == inode
+
+    @pytest.mark.anyio
+    async def test_fetch_gives_the_objects_own_file(self, store: LocalObjectStore, tmp_path: Path) -> None:
+        await store.put("objects/a", b"1")
+        assert await store.fetch("objects/a", tmp_path / "cache") == store.root / "objects/a"
+        assert not (tmp_path / "cache").exists()
+
+    @pytest.mark.anyio
+    async def test_sweeping_takes_only_what_is_old(self, store: ObjectStore) -> None:
+        old, young = store.staging("old"), store.staging("young")
+        assert old is not None
+        assert young is not None
+        for folder in (old, young):
+            folder.mkdir(parents=True)
+            (folder / "x").write_bytes(b"1")
+        for path in (old / "x", old):
+            os.utime(path, (time.time() - 1000,) * 2)
+        assert store.sweep_staging(500) == 1
+        assert not old.exists()
+        assert young.exists()
+
+    @pytest.mark.anyio
+    async def test_of_racing_processes_exactly_one_creates(self, tmp_path: Path) -> None:
+        # spawn: a fork would copy obstore's threads' locks.
+        with multiprocessing.get_context("spawn").Pool(4) as pool:
+            won = await anyio.to_thread.run_sync(pool.map, _create, [str(tmp_path / "store")] * 4)
+        assert [sum(column) for column in zip(*won, strict=True)] == [1] * 20
+
+    @pytest.mark.anyio
+    async def test_a_full_disk_is_fatal_and_names_the_path(
+        self, store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        staged = store.staging("cube")
+        assert staged is not None
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(staged))
+
+        monkeypatch.setattr(Path, "replace", full)
+        with pytest.raises(FatalError, match=r"cannot write objects/cube\.asdf in .*store.*No space left"):
+            await store.put("objects/cube.asdf", staged)
+
+    @pytest.mark.anyio
+    async def test_file_urls_and_folders_are_the_same(self, tmp_path: Path) -> None:
+        await open_store(f"file://{tmp_path}/with%20space").put("a", b"1")
+        assert await keys(open_store(str(tmp_path / "with space")), "") == ["a"]
+
+
+def _create(root: str) -> list[bool]:
+    async def create() -> list[bool]:
+        store = open_store(root)
+        return [await store.put_if_absent(f"race/{number}", os.urandom(8)) for number in range(20)]
+
+    return anyio.run(create)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), FatalError),
+        (PermissionError(errno.EACCES, "Permission denied"), FatalError),
+        (ValueError("Generic LocalFileSystem error: Unable to copy data (os error 28)\n\nDebug source:"), FatalError),
+        (OSError(errno.EIO, "Input/output error"), RetriableError),
+        (ValueError("Generic S3 error: error sending request"), RetriableError),
+    ],
+)
+def test_refused_and_full_are_fatal_the_rest_may_work_next_time(error: Exception, failure: type[Exception]) -> None:
+    found = failure_from(error, "cannot write k in s")
+    assert type(found) is failure
+    assert "\n" not in str(found)
+
+
+def test_an_unknown_kind_of_store_is_refused_in_words() -> None:
+    with pytest.raises(FatalError, match="cannot open the object store ftp://x"):
+        open_store("ftp://x/y")
+
+
+@pytest.mark.parametrize("location", ["s3://bucket/prefix", "gs://bucket/prefix"])
+def test_remote_stores_open_without_a_request(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    assert location in repr(open_store(location))
