@@ -5,4 +5,24 @@ Nothing here may start a thread: a fork copies only the one that forks.
 
 from __future__ import annotations
 
-import ops.job  # noqa: F401
+import io
+
+import asdf
+from astropy.modeling.models import Polynomial2D
+
+import ops.job
+from stages.pipeline import TABLE, make_stage
+
+__all__ = ["warm"]
+
+
+def warm() -> None:
+    """Make every stage once, and read one transform: the file format's plug-ins and schemas load on first use."""
+    ops.job.library_versions(("numpy",))
+    for row in TABLE:
+        make_stage(row.entry)
+    buffer = io.BytesIO()
+    asdf.AsdfFile({"transform": Polynomial2D(1)}).write_to(buffer)
+    buffer.seek(0)
+    with asdf.open(buffer) as file:
+        _ = file["transform"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -72,7 +73,7 @@ class ProgressBars:
 
 def closing_table(report: dict[str, Any]) -> Table:
     """Table of a run's exposures: stages, sources, alignment, seconds, or the reason why there are no products."""
-    table = Table(title=f"run {report['run']}", title_justify="left")
+    table = Table(title=f"run {report['run']}", title_justify="left", box=SIMPLE)
     for heading, justify in (
         ("exposure", "left"),
         ("status", "left"),
@@ -94,9 +95,13 @@ def closing_table(report: dict[str, Any]) -> Table:
             _number(row["shift_mas"], "{:.1f}"),
             _number(row["rms_mas"], "{:.2f}"),
             _number(row["seconds"], "{:.1f}"),
-            "\n".join(row["products"]) if done else str(row["reason"]),
+            ", ".join(_suffix(name) for name in row["products"]) if done else str(row["reason"]),
         )
     return table
+
+
+def _suffix(name: str) -> str:
+    return "_" + name.rpartition("_")[2]
 
 
 def _number(value: Any, form: str) -> str:

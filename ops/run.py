@@ -188,7 +188,7 @@ class EmbeddedRun:
 
     def _make_runner(self) -> ProcessJobRunner:
         return ProcessJobRunner(
-            slots=self._settings.slots, preload=("ops.preload",), log_dir=self._options.work / "logs" / "jobs"
+            slots=self._settings.slots, preload=("ops.preload:warm",), log_dir=self._options.work / "logs" / "jobs"
         )
 
     def _environment(self) -> dict[str, Any]:

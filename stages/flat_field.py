@@ -36,8 +36,8 @@ def divide_by_flat(
 ) -> None:
     """Divide by the flat, in place.
 
-    Quotients are formed in f4 and rounded to the width of the array. Where the flat is NaN, 0 or flagged NO_FLAT_FIELD the
-    pixel is left as it is; negative flats are used.
+    Quotients are formed in f4 and rounded to the width of the array. Where the flat is NaN, 0 or flagged NO_FLAT_FIELD
+    the pixel is left as it is; negative flats are used.
 
     Parameters
     ----------
@@ -48,8 +48,8 @@ def divide_by_flat(
     flat : f4 array
     flat_dq : u4 array
     flat_err : f4 array or None
-        Error of the flat: its contribution is stored in ``var_flat`` and added to ``err``. Both are rounded to f2, as the
-        product requires.
+        Error of the flat: its contribution is stored in ``var_flat`` and added to ``err``. Both are rounded to f2, as
+        the product requires.
     threads : int
     """
     variances = [arrays[name] for name in ("var_poisson", "var_rnoise") if name in arrays]

@@ -8,6 +8,7 @@ same products as one in memory. Not the products' format.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from stages.asdf_arrays import map_array_file, write_array_file, write_asdf
 from stages.asdf_container import ArrayNode, AsdfContainer, open_container, plain
+from stages.cal_logs import collect_logs
 from stages.exposure import Exposure, Level
 from stages.l1 import exposure_facts, open_l1
 from stream.failure import PermanentError
@@ -118,6 +120,10 @@ class ExposurePayload:
     def side_objects(self, item: Exposure) -> Mapping[str, bytes]:
         """The tie points for the joint alignment, once there is a catalog."""
         return {} if item.tie_points is None else {"tie_points": item.tie_points}
+
+    def collect_logs(self, item: Exposure) -> AbstractContextManager[None]:
+        """Context in which the stages' log lines become lines for ``meta.cal_logs``."""
+        return collect_logs(item)
 
     def facts(self, item: Exposure) -> Facts:
         """Facts for messages: those of the input, and what became known since.

@@ -16,8 +16,8 @@ from stages.refpix_kernels import (
     DETECTOR_CHANNELS,
     DETECTOR_COLUMNS,
     PADDED_WIDTH,
+    NoiseTransform,
     apply_rows,
-    channel_spectrum,
     offset_rows,
     residual_channel,
 )
@@ -188,9 +188,11 @@ def correct_reference_pixels(
 
     for_row_blocks(transform, n, threads=slot.threads, block=1)
 
+    transformer = NoiseTransform(samples)
+
     def correct(first: int, last: int) -> None:
         for channel in range(first, last):
-            _correct_channel(data, offset, trends, hats, coefficients, channel)
+            _correct_channel(data, offset, trends, hats, coefficients, transformer, channel)
 
     for_row_blocks(correct, DETECTOR_CHANNELS, threads=slot.threads, block=1)
     return cleaned
@@ -277,18 +279,16 @@ def _correct_channel(
     trends: NDArray[np.float64],
     hats: dict[str, NDArray[np.complex64]],
     coefficients: tuple[NDArray[np.complex128], ...],
+    transformer: NoiseTransform,
     channel: int,
 ) -> None:
     """Predict one channel's noise in every frame, and take it off."""
     n, rows, _ = data.shape
-    length = rows * PADDED_WIDTH
     # Mapped files may lie unaligned: copied once a channel, used for every frame.
     weights = [np.require(array[channel], np.complex128, ["C", "A"]) for array in coefficients]
-    spectrum = np.empty(length // 2 + 1, np.complex128)
-    noise = np.empty(length)
+    workspace = transformer.workspace()
     # Twice the number of frequencies, which is 2 more than the samples: the mission's normalisation.
-    factor = float(2 * spectrum.size)
+    factor = float(2 * weights[0].size)
     for i in range(n):
-        channel_spectrum(*(hats[name][i] for name in HAT_NAMES), *weights, factor, spectrum)
-        np.fft.irfft(spectrum, n=length, out=noise)
+        noise = transformer.noise([hats[name][i] for name in HAT_NAMES], weights, factor, workspace)
         apply_rows(data[i], offset, noise.reshape(rows, PADDED_WIDTH), channel, *trends[i, channel])

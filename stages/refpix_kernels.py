@@ -1,11 +1,19 @@
-"""Geometry and compiled kernels of the reference-pixel correction. Not the order of its steps (see refpix)."""
+"""Geometry, transform and compiled kernels of the reference-pixel correction. Not its order of steps (see refpix)."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numba import njit
+from scipy import fft
 
 from stages.dq import PixelDQ
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
 __all__ = [
     "AMP33_CHANNEL",
@@ -13,8 +21,8 @@ __all__ = [
     "DETECTOR_CHANNELS",
     "DETECTOR_COLUMNS",
     "PADDED_WIDTH",
+    "NoiseTransform",
     "apply_rows",
-    "channel_spectrum",
     "offset_rows",
     "residual_channel",
 ]
@@ -85,14 +93,89 @@ def residual_channel(frame, offset, first_column, width, mirrored, slope, interc
             samples[y, j] = value
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator, unused-ignore]
-def channel_spectrum(left, right, amp33, gamma, zeta, alpha, factor, spectrum):  # type: ignore[no-untyped-def]
-    """Weigh the three reference spectra (c8) with one channel's coefficients (c16) into ``spectrum`` (c16)."""
-    for k in range(spectrum.size):
-        weighted = (
-            np.complex128(left[k]) * gamma[k] + np.complex128(right[k]) * zeta[k] + np.complex128(amp33[k]) * alpha[k]
+class NoiseTransform:
+    """Inverse real transform, in f8, of weighted reference spectra of one length.
+
+    Parameters
+    ----------
+    length : int
+        Samples of a frame in time order, even.
+
+    Notes
+    -----
+    The half spectrum of ``length`` real samples is packed into one of half as many complex ones, whose transform is
+    done in two rounds of short ones with twiddle factors between (Bailey 1990, "FFTs in external or hierarchical
+    memory"). A single long transform works on 5 to 9 MB at once, beyond the cache, and takes 2 to 3 times as long.
+    Agrees with it to rounding in f8.
+    """
+
+    def __init__(self, length: int) -> None:
+        half = length // 2
+        self.length = length
+        self.rows = next(p for p in range(int(half**0.5), 0, -1) if half % p == 0)
+        self.columns = half // self.rows
+        order = np.arange(self.rows)[:, np.newaxis] * np.arange(self.columns)
+        self._twiddle = np.exp(2j * np.pi * order / half)
+        self._pack = np.exp(2j * np.pi * np.arange(half // 2 + 1) / length)
+
+    def workspace(self) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
+        """Memory for one thread: the packed spectrum and the samples."""
+        return (
+            np.empty((self.rows, self.columns), np.complex128),
+            np.empty((self.columns, self.rows), np.complex128),
         )
-        spectrum[k] = complex(weighted.real * factor, weighted.imag * factor)
+
+    def noise(
+        self,
+        spectra: Sequence[NDArray[np.complex64]],
+        weights: Sequence[NDArray[np.complex128]],
+        factor: float,
+        workspace: tuple[NDArray[np.complex128], NDArray[np.complex128]],
+    ) -> NDArray[np.float64]:
+        """Samples of ``factor`` times the weighted sum of the three spectra: f8, (length,), lies in the workspace."""
+        packed, samples = workspace
+        _pack_weighted(*spectra, *weights, factor / self.length, self._pack, packed.reshape(-1))
+        packed = fft.ifft(packed, axis=0, norm="forward", overwrite_x=True)
+        packed *= self._twiddle
+        packed = fft.ifft(packed, axis=1, norm="forward", overwrite_x=True)
+        _transpose(packed, samples)
+        return samples.reshape(-1).view(np.float64)
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator, unused-ignore]
+def _pack_weighted(left, right, amp33, gamma, zeta, alpha, scale, turn, packed):  # type: ignore[no-untyped-def]
+    """Weigh the reference spectra (c8) with one channel's coefficients (c16), and pack both halves into one (c16)."""
+    half = packed.size
+    for k in range(half // 2 + 1):
+        m = half - k
+        low = np.complex128(left[k]) * gamma[k] + np.complex128(right[k]) * zeta[k] + np.complex128(amp33[k]) * alpha[k]
+        high = (
+            np.complex128(left[m]) * gamma[m] + np.complex128(right[m]) * zeta[m] + np.complex128(amp33[m]) * alpha[m]
+        )
+        low_real, low_imag = low.real * scale, low.imag * scale
+        high_real, high_imag = high.real * scale, high.imag * scale
+        if k == 0:
+            # The first and last frequency of a real signal are real.
+            low_imag = high_imag = 0.0
+        even_real, even_imag = low_real + high_real, low_imag - high_imag
+        odd_real, odd_imag = low_real - high_real, low_imag + high_imag
+        # i exp(2 pi i k / length) (low - conj(high))
+        turned_real = -(turn[k].real * odd_imag + turn[k].imag * odd_real)
+        turned_imag = turn[k].real * odd_real - turn[k].imag * odd_imag
+        packed[k] = complex(even_real + turned_real, even_imag + turned_imag)
+        if k > 0:
+            packed[m] = complex(even_real - turned_real, turned_imag - even_imag)
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator, unused-ignore]
+def _transpose(source, target):  # type: ignore[no-untyped-def]
+    rows, columns = source.shape
+    tile = 16
+    for y0 in range(0, rows, tile):
+        for x0 in range(0, columns, tile):
+            for x in range(x0, min(x0 + tile, columns)):
+                for y in range(y0, min(y0 + tile, rows)):
+                    target[x, y] = source[y, x]
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator, unused-ignore]

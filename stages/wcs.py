@@ -226,7 +226,6 @@ def build_l1_wcs(l2_wcs: Any) -> Any:
     frame, to_v2v3 = steps[0]
     if box is not None:
         box = tuple((low, high + 2 * BORDER) for low, high in box.bounding_box(order="F"))
-        to_v2v3.bounding_box = None
     steps[0] = (frame, models.Shift(-BORDER) & models.Shift(-BORDER) | to_v2v3)
     wcs = gwcs.WCS(steps, name=l2_wcs.name)
     wcs.bounding_box = box

@@ -118,7 +118,7 @@ class Characteristics:
     def read_noise(self) -> NDArray[np.float32]:
         """Standard deviation of one read, DN."""
         rng = self.stream(Purpose.READ_NOISE)
-        noise = np.clip(6.0 * (1 + 0.08 * self._noise(rng)), 3.5, 9.0).astype(np.float32)
+        noise = np.asarray(np.clip(6.0 * (1 + 0.08 * self._noise(rng)), 3.5, 9.0), dtype=np.float32)
         noisy = rng.random(self.shape, dtype=np.float32) < 3e-4
         noise[noisy] *= rng.uniform(2.5, 6.0, int(noisy.sum())).astype(np.float32)
         return noise
@@ -156,7 +156,8 @@ class Characteristics:
         """The parameter a of the non-linearity, per DN; zero in the border."""
         rng = self.stream(Purpose.LINEARITY)
         channel = _per_channel(1 + 0.05 * np.clip(rng.normal(size=CHANNELS), -2.5, 2.5))
-        a = (NONLINEARITY_PER_DN * channel * np.clip(1 + 0.05 * self._noise(rng), 0.8, 1.2)).astype(np.float32)
+        pixel = np.clip(1 + 0.05 * self._noise(rng), 0.8, 1.2)
+        a = np.asarray(NONLINEARITY_PER_DN * channel * pixel, dtype=np.float32)
         kept = interior(a).copy()
         a[:] = 0.0
         interior(a)[:] = kept
@@ -183,7 +184,7 @@ class Characteristics:
         a = self.nonlinearity()
         full = self.full_well()
         raw = full * np.polynomial.polynomial.polyval(a * full, _INVERSE_SHAPE)
-        return (THRESHOLD_SHARE * raw).astype(np.float32)
+        return np.asarray(THRESHOLD_SHARE * raw, dtype=np.float32)
 
     def pedestal(self) -> NDArray[np.float32]:
         """Linear DN of an empty pixel."""

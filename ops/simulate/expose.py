@@ -75,7 +75,7 @@ def _draw_scene(exposure: PlannedExposure, geometry: DetectorGeometry, sky: Sky)
         return _Scene(light, {})
     tiles = sky.tiles(*corners(exposure, geometry))
     defocus = _WAVEFRONT_DEFOCUS if kind.light == "defocused" else 0.0
-    spread = point_spread(geometry.detector, exposure.element, geometry.science_rows, defocus)
+    spread = point_spread(geometry.detector, exposure.element, geometry.science_rows, defocus_waves=defocus)
     stars, galaxies = sky.stars(tiles), sky.galaxies(tiles)
     star_places, reaching, stars_inside = _places(stars, exposure, geometry)
     add_stars(light, Sources(star_places.x[reaching], star_places.y[reaching], star_places.rate[reaching]), spread)

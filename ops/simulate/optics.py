@@ -25,7 +25,9 @@ __all__ = ["JITTER_MAS", "OVERSAMPLE", "SPECTRAL_TYPES", "STAMP", "PointSpread",
 
 OVERSAMPLE = 4
 STAMP = 45 * OVERSAMPLE + 1
-SPECTRAL_TYPES = ("A0V", "G2V", "M5V")
+SPECTRAL_TYPES = {"A0V": 0.97, "G2V": 1.0, "M5V": 1.03}
+"""Effective wavelength over the element's central one; the second type is the one that photometry uses."""
+
 JITTER_MAS = 8.0
 
 _DIAMETER_M = 2.37
@@ -41,8 +43,8 @@ class PointSpread:
 
     Attributes
     ----------
-    stamps : ndarray, float32, (3, 9, n, n)
-        By spectral type and grid position; each sums to ``OVERSAMPLE**2``.
+    stamps : ndarray, float32, (9, n, n)
+        By grid position; each sums to ``OVERSAMPLE**2``.
     pixel_x, pixel_y : ndarray, float64, (9,)
         Grid positions, x running fastest.
     """
@@ -111,18 +113,29 @@ def _taper() -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=12)
-def point_spread(detector: str, element: str, science_rows: int, defocus_waves: float = 0.0) -> PointSpread:
-    """Effective PSF of a detector behind an element; ``defocus_waves`` (of 1 um) is for wavefront sensing."""
-    wavelength = bandpass(element).wavelength_um
+def point_spread(
+    detector: str, element: str, science_rows: int, *, colour: float = 1.0, defocus_waves: float = 0.0
+) -> PointSpread:
+    """Effective PSF of a detector behind an element.
+
+    Parameters
+    ----------
+    detector, element : str
+    science_rows : int
+        Rows that see light; the grid spans them.
+    colour : float
+        Effective wavelength over the element's central one.
+    defocus_waves : float
+        Extra defocus in waves of 1 um, for wavefront sensing.
+    """
+    wavelength = bandpass(element).wavelength_um * colour
     columns = np.array([0.0, (SCIENCE_COLUMNS - 1) / 2, SCIENCE_COLUMNS - 1.0])
     rows = np.array([0.0, (science_rows - 1) / 2, science_rows - 1.0])
     grid = [(u, v) for v in (-1.0, 0.0, 1.0) for u in (-1.0, 0.0, 1.0)]
-    stamps = np.empty((len(SPECTRAL_TYPES), len(grid), STAMP, STAMP), dtype=np.float32)
-    for k, colour in enumerate((0.97, 1.0, 1.03)):
-        for g, (u, v) in enumerate(grid):
-            defocus, *others = _aberrations(detector, u, v)
-            waves = (defocus + defocus_waves, others[0], others[1], others[2])
-            stamps[k, g] = _stamp(wavelength * colour, waves)
+    stamps = np.empty((len(grid), STAMP, STAMP), dtype=np.float32)
+    for g, (u, v) in enumerate(grid):
+        defocus, *others = _aberrations(detector, u, v)
+        stamps[g] = _stamp(wavelength, (defocus + defocus_waves, others[0], others[1], others[2]))
     return PointSpread(stamps, np.tile(columns, 3), np.repeat(rows, 3))
 
 

@@ -76,6 +76,7 @@ class ReferenceSet:
         self.folder = folder
         self._seed = seed
         self._rows = rows
+        self._opened: tuple[str, Calibration] | None = None
 
     def characteristics(self, detector: str) -> Characteristics:
         """What the detector is like."""
@@ -108,7 +109,12 @@ class ReferenceSet:
             yield self.folder / f"roman_wfi_dustmap_{field}.fits", partial(_write_dust_map, field)
 
     def calibration(self, detector: str) -> Calibration:
-        """Open what the read-out needs, memory-mapped."""
+        """Open what the read-out needs, memory-mapped; the detector asked for last is kept open."""
+        if self._opened is None or self._opened[0] != detector:
+            self._opened = (detector, self._open(detector))
+        return self._opened[1]
+
+    def _open(self, detector: str) -> Calibration:
         return Calibration(
             gain=self._array("gain", detector, "data"),
             read_noise=self._array("readnoise", detector, "data"),
@@ -251,7 +257,8 @@ def _distortion(own: Characteristics, element: str) -> Any:
 
 
 def _epsf(own: Characteristics, element: str) -> Any:
-    spread = point_spread(own.detector, element, own.rows - 8)
+    by_type = [point_spread(own.detector, element, own.rows - 8, colour=c) for c in SPECTRAL_TYPES.values()]
+    spread = by_type[1]
     meta = _meta("epsf", own.detector, optical_element=element) | {
         "oversample": OVERSAMPLE,
         "spectral_type": list(SPECTRAL_TYPES),
@@ -262,7 +269,7 @@ def _epsf(own: Characteristics, element: str) -> Any:
         "jitter_minor": JITTER_MAS,
         "jitter_position_angle": 0.0,
     }
-    return _model("EpsfRefModel", meta, psf=spread.stamps[None])
+    return _model("EpsfRefModel", meta, psf=np.stack([colour.stamps for colour in by_type])[None])
 
 
 def _write_dust_map(field: str, path: Path) -> None:

@@ -45,7 +45,7 @@ def add_stars(scene: NDArray[np.float32], stars: Sources, spread: PointSpread) -
     stars : Sources
         Any that reach the frame; others are passed over.
     spread : PointSpread
-        The stamps of its second spectral type are used, with bicubic splines between their samples and bilinear weights
+        Its stamps are used with bicubic splines between their samples and bilinear weights
         between their positions, as in PSF photometry.
     """
     splines: dict[int, RectBivariateSpline] = {}
@@ -61,7 +61,7 @@ def add_stars(scene: NDArray[np.float32], stars: Sources, spread: PointSpread) -
         light = np.zeros((v.size, u.size))
         for index, weight in spread.weights(float(x), float(y)):
             if index not in splines:
-                splines[index] = RectBivariateSpline(axis, axis, spread.stamps[1, index].astype(np.float64))
+                splines[index] = RectBivariateSpline(axis, axis, spread.stamps[index].astype(np.float64))
             light += weight * splines[index](v, u)
         scene[low : high + 1, left : right + 1] += (rate * np.maximum(light, 0.0)).astype(np.float32)
 
@@ -72,7 +72,7 @@ class _GalaxyPainter:
     def __init__(self, spread: PointSpread) -> None:
         size = _GALAXY_PIXELS * OVERSAMPLE
         padded = np.zeros((size, size))
-        padded[:STAMP, :STAMP] = spread.stamps[1, 4]
+        padded[:STAMP, :STAMP] = spread.stamps[4]
         padded = np.roll(padded, (-(STAMP // 2), -(STAMP // 2)), axis=(0, 1))
         self._transfer = fft.rfft2(padded)
         self._fx = fft.rfftfreq(size)[None, :] * OVERSAMPLE
@@ -89,7 +89,7 @@ class _GalaxyPainter:
         half = _GALAXY_PIXELS / 2
         phase = np.exp(-2j * np.pi * (self._fx * (half + dx) + self._fy * (half + dy)))
         stamp = fft.irfft2(self._transfer * profile * phase, s=(self._fy.size, self._fy.size))
-        return np.maximum(stamp[::OVERSAMPLE, ::OVERSAMPLE], 0.0)
+        return np.asarray(np.maximum(stamp[::OVERSAMPLE, ::OVERSAMPLE], 0.0))
 
 
 def add_galaxies(

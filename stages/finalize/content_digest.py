@@ -27,6 +27,7 @@ _LEFT_OUT_OF_TABLES = frozenset({"source_catalog.date", "table_meta_yaml"})
 """The date of the measurement; and a second copy of names, units and metadata, with that date inside."""
 
 _ALGORITHM = "sha256"
+_ARROW_FLOATS = {"halffloat": "f2", "float": "f4", "double": "f8"}
 
 
 def content_digest(
@@ -141,6 +142,20 @@ def _reference(name: str, digests: Mapping[str, str]) -> str:
     return digests.get(name) or (name.rsplit("/", 1)[-1] if name.startswith("/") else name)
 
 
+def _column_values(column: Any) -> NDArray[Any]:
+    """Values of a column without nulls, from its buffers: ``to_numpy`` imports pandas wherever there is one."""
+    name = str(column.type)
+    dtype = np.dtype(_ARROW_FLOATS.get(name, name))
+    pieces = []
+    for chunk in column.chunks:
+        buffer, last = chunk.buffers()[1], chunk.offset + len(chunk)
+        if name == "bool":
+            pieces.append(np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")[chunk.offset : last] > 0)
+        else:
+            pieces.append(np.frombuffer(buffer, dtype)[chunk.offset : last])
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype)
+
+
 def _parquet_digest(path: Path, references: Mapping[str, str]) -> str:
     import pyarrow.parquet as pq
 
@@ -148,8 +163,8 @@ def _parquet_digest(path: Path, references: Mapping[str, str]) -> str:
     hasher = hashlib.new(_ALGORITHM)
     for field in table.schema:
         unit = (field.metadata or {}).get(b"unit", b"")
-        values = table.column(field.name).to_numpy()
-        hasher.update(b"\0".join((b"column", field.name.encode(), unit, array_digest(values).encode())))
+        digest = array_digest(_column_values(table.column(field.name)))
+        hasher.update(b"\0".join((b"column", field.name.encode(), unit, digest.encode())))
     for raw_key, raw_value in sorted((table.schema.metadata or {}).items()):
         key, value = raw_key.decode(), raw_value.decode()
         if key in _LEFT_OUT_OF_TABLES or key.rsplit(".", 1)[-1] in _LEFT_OUT:

@@ -33,6 +33,7 @@ def product_tag(source_tag: str, product: str) -> str | None:
     import asdf
     import yaml
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     resources = asdf.get_config().resource_manager
     versions = sorted(
         (tuple(int(part or 0) for part in match.groups()), uri) for uri in resources if (match := _MANIFEST.match(uri))
@@ -40,7 +41,7 @@ def product_tag(source_tag: str, product: str) -> str | None:
     for version, uri in reversed(versions):
         if version[0] < _OLDEST_MAJOR:
             break
-        tags = {tag["tag_uri"] for tag in yaml.safe_load(resources[uri])["tags"]}
+        tags = {tag["tag_uri"] for tag in yaml.load(resources[uri], Loader=loader)["tags"]}  # noqa: S506 - a safe loader
         if source_tag in tags:
             found = [tag for tag in tags if tag.startswith(f"{ROMAN_TAG}{product}-")]
             return found[0] if len(found) == 1 else None

@@ -1,7 +1,7 @@
 """Ramp fitting: from the ramp to the rate image, with jump detection.
 
-`stages.ramp_fit.likelihood` has the default algorithm, `stages.ramp_fit.cas22` the older one, `stages.ramp_fit.image` what
-both share.
+`stages.ramp_fit.likelihood` has the default algorithm, `stages.ramp_fit.cas22` the older one, `stages.ramp_fit.image`
+what both share.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class RampFit(CalibrationStage):
     cal_step: ClassVar[str] = "ramp_fit"
     parameters_type = RampFitParameters
     reference_types = ("readnoise", "gain")
-    libraries = ("numpy", "numba", "scikit-image")
+    libraries = ("numpy", "numba", "scipy")
     branches = ALL_TYPES
 
     def process(
@@ -125,7 +125,9 @@ def _plane(exposure: Exposure, references: Mapping[str, Reference | None], name:
     plane = reference.array("data")
     expected = exposure.arrays["data"].shape[1:]
     if plane.shape != expected:
-        raise PermanentError(f"{reference.path}: data has shape {plane.shape}; expected {expected}, as {exposure.id} has")
+        raise PermanentError(
+            f"{reference.path}: data has shape {plane.shape}; expected {expected}, as {exposure.id} has"
+        )
     return plane
 
 

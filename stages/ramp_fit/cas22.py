@@ -1,4 +1,5 @@
-"""Least-squares ramp fit with jump detection on maximal runs of good resultants: the mission's older, deprecated algorithm.
+# mypy: disable-error-code="no-untyped-def"
+"""Least-squares ramp fit with jump detection on runs of good resultants: the mission's older, deprecated algorithm.
 
 Source: S. Casertano, "Determining the best-fitting slope and its uncertainty for up-the-ramp sampled images with
 unevenly distributed resultants", Roman-STScI-000394 (2022).
@@ -65,9 +66,8 @@ def _fit_run(ramp, noise2, times, tau, reads, s, e):
         level += 1
     power = np.float64(_POWERS[level])
     middle = np.float64((times[s] + times[e]) / _F(2))
-    half = np.float64((times[e] - times[s]) / _F(2))
-    if half == 0:
-        half = 1.0
+    span = np.float64((times[e] - times[s]) / _F(2))
+    half = 1.0 if span == 0 else span
     f0, f1, f2 = 0.0, 0.0, 0.0
     weights = np.empty(e - s + 1)
     for i in range(s, e + 1):
@@ -112,7 +112,7 @@ def _largest_jump(ramp, noise2, times, tau, reads, slope, s, e):
     for j in range(s, e - 1):
         one = _significance(ramp, noise2, times, tau, reads, slope, length, j, 1)
         two = _significance(ramp, noise2, times, tau, reads, slope, length, j, 2)
-        value = two if (two > one or one != one) else one
+        value = two if (two > one or one != one) else one  # noqa: PLR0124 - NaN
         if value > best:
             best, where = value, j
     return best, where
@@ -139,7 +139,7 @@ def _fit_pixel(ramp, flags, noise, times, tau, reads, search, intercept, constan
         if s == e:
             continue
         slope, read_var, poisson = _fit_run(ramp, noise2, times, tau, reads, s, e)
-        if slope != slope:
+        if slope != slope:  # noqa: PLR0124 - NaN
             continue
         if search:
             best, j = _largest_jump(ramp, noise2, times, tau, reads, slope, s, e)
@@ -203,8 +203,6 @@ def _fit_rows(data, groupdq, pixeldq, gain, readnoise, pattern, search, limits, 
             dq[y - BORDER, m] = flag
 
 
-
-
 def fit_cas22(
     data: NDArray[np.float32],
     groupdq: NDArray[np.uint8],
@@ -242,8 +240,8 @@ def fit_cas22(
     Returns
     -------
     RateImage
-        ``chisq`` is zero. DQ: JUMP_DET for any jump, SATURATED where all resultants are, DO_NOT_USE where none is usable,
-        the rate is not finite or the error not positive, NO_GAIN_VALUE for a gain that is negative or not finite.
+        ``chisq`` is zero. DQ: JUMP_DET for any jump, SATURATED where all resultants are, DO_NOT_USE where none is
+        usable, the rate is not finite or the error not positive, NO_GAIN_VALUE for a gain negative or not finite.
     """
     pattern = _pattern(read_pattern, frame_time)
     limits = (_F(INTERCEPT if intercept is None else intercept), _F(SLOPE if slope is None else slope))
@@ -265,4 +263,3 @@ def fit_cas22(
 
     for_row_blocks(fit, rows - 2 * BORDER, threads=slot.threads, block=16)
     return image
-

@@ -170,7 +170,7 @@ def _count_jumps(groupdq):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _list_jumps(groupdq, counts):  # type: ignore[no-untyped-def]
-    n, rows, columns = groupdq.shape
+    n, rows = groupdq.shape[:2]
     found = np.empty((counts.sum(), 3), dtype=np.int16)
     k = 0
     for i in range(n):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.ramp_fit.image import BORDER, RateImage, likelihood_dq_rows, uniform_rate_rows, uniform_weights
-from stages.ramp_fit.likelihood_kernels import fit_rows, refit_rows
+from stages.ramp_fit.likelihood_search import FIT, REFIT, SEARCH, fit_rows
 from stages.ramp_fit.snowballs import flag_snowballs
 from stages.rows import buffer, for_row_blocks
 from stream.failure import PermanentError
@@ -35,9 +35,10 @@ __all__ = [
 ]
 
 MINIMUM_RESULTANTS = 4
-JUMP_THRESHOLDS = (20.25, 23.798545110306268)
-"""Least gain in chi^2: 4.5 squared for one difference, and the value of equal false-alarm rate with two degrees of freedom
-for a pair of neighbours."""
+JUMP_THRESHOLDS = (20.25, 23.798545110306268, 18.0)
+"""Least gain in chi^2: 4.5 squared for one difference, and the value of equal false-alarm rate with two degrees of
+freedom for a pair of neighbours. The third is the chi^2 below which neither can be reached, with room for rounding:
+pixels below it are not searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,36 +174,47 @@ def fit_likelihood(
     data = np.require(data, np.float32, ("C", "A", "W"))
     rows, columns = data.shape[1:]
     image = RateImage.in_buffers(slot, (rows, columns), with_var_rnoise=with_var_rnoise)
-    used, counts, working = np.empty((0, 0, 0), np.uint8), np.empty((0, 0)), groupdq
+    mode, working = FIT, groupdq
+    used, counts = np.empty((0, 0, 0), np.uint8), np.empty((0, 0))
+
+    def fit_block(mode: int, top: int, bottom: int, border: int, planes: NDArray[np.float32]) -> None:
+        # Copies: arrays mapped from reference files may be unaligned, big-endian, and are read-only.
+        gains, noise = gain[top:bottom].astype(np.float32), readnoise[top:bottom].astype(np.float32)
+        columns_in = (border, columns - border)
+        fit_rows(
+            mode,
+            data,
+            working,
+            gains,
+            noise,
+            constants,
+            JUMP_THRESHOLDS,
+            top,
+            bottom,
+            *columns_in,
+            planes,
+            used,
+            counts,
+        )
+
     if snowballs is not None:
+        mode = REFIT
         used = buffer(slot, "ramp_fit.used", (data.shape[0] - 1, rows, columns), "u1")
         counts = buffer(slot, "ramp_fit.counts", (rows, columns), "f8")
         working = buffer(slot, "ramp_fit.working", groupdq.shape, "u1")
         np.copyto(working, groupdq)
-
-        def search(first: int, last: int) -> None:
-            noise = readnoise[first:last].astype(np.float32)
-            gains, planes = gain[first:last].astype(np.float32), np.empty((5, 0, 0), np.float32)
-            fit_rows(
-                data, working, gains, noise, constants, JUMP_THRESHOLDS, first, last, 0, columns, planes, used, counts
-            )
-
-        for_row_blocks(search, rows, threads=slot.threads, block=_BLOCK)
+        nothing = np.empty((5, 0, 0), np.float32)
+        for_row_blocks(
+            lambda top, bottom: fit_block(SEARCH, top, bottom, 0, nothing), rows, threads=slot.threads, block=_BLOCK
+        )
         flag_snowballs(working, snowballs)
         np.bitwise_or(groupdq, working, out=groupdq)
 
     def fit(first: int, last: int) -> None:
-        lines, stop = last - first, columns - BORDER
         top, bottom = first + BORDER, last + BORDER
-        gains, noise = gain[top:bottom].astype(np.float32), readnoise[top:bottom].astype(np.float32)
-        planes = np.empty((5, lines, stop - BORDER), np.float32)
-        uniform = np.empty((lines, stop - BORDER))
-        if snowballs is None:
-            fit_rows(
-                data, working, gains, noise, constants, JUMP_THRESHOLDS, top, bottom, BORDER, stop, planes, used, counts
-            )
-        else:
-            refit_rows(data, working, gains, noise, constants, top, bottom, BORDER, stop, planes, used, counts)
+        planes = np.empty((5, last - first, columns - 2 * BORDER), np.float32)
+        uniform = np.empty(planes.shape[1:])
+        fit_block(mode, top, bottom, BORDER, planes)
         uniform_rate_rows(data, weights, top, bottom, uniform)
         likelihood_dq_rows(working, groupdq, pixeldq, top, bottom, image.dq)
         image.fill_rows(first, last, planes, uniform)

@@ -1,7 +1,8 @@
 """Expansion of snowballs: round events of large charge, whose faint halo the jump search does not see.
 
-Regions are described and drawn by the conventions of scikit-image (``label``, ``regionprops``, ``draw.ellipse``), on scipy
-alone. Source of the method: M. Regan, "Detection and Flagging of Showers and Snowballs in JWST", JWST-STScI-008545 (2023).
+Regions are described and drawn by the conventions of scikit-image (``label``, ``regionprops``, ``draw.ellipse``), but
+on scipy alone. Source of the method: M. Regan, "Detection and Flagging of Showers and Snowballs in JWST",
+JWST-STScI-008545 (2023).
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def _describe(region: NDArray[np.bool_], row: int, column: int) -> Ellipse:
     ys, xs = np.nonzero(region)
     area = ys.size
     y, x = ys.sum() / area, xs.sum() / area
-    # Central moments by the very operations of regionprops: the last bit of the angle decides on pixels that lie exactly
-    # on the edge of a circle.
+    # Central moments by the very operations of regionprops: the last bit of the angle decides on pixels that lie
+    # exactly on the edge of a circle.
     orders = np.arange(4.0)
     of_rows = (np.arange(float(region.shape[0])) - y)[:, None] ** orders
     of_columns = (np.arange(float(region.shape[1])) - x)[:, None] ** orders
@@ -90,15 +91,12 @@ def _describe(region: NDArray[np.bool_], row: int, column: int) -> Ellipse:
     yy, xx, xy = moments[2, 0], moments[0, 2], moments[1, 1] / area
     xx, yy = ((xx + yy) - yy) / area, ((xx + yy) - xx) / area
     shorter, longer = np.linalg.eigvalsh(np.array([[xx, -xy], [-xy, yy]])).clip(0)
-    if xx == yy:
-        angle = math.pi / 4 if xy > 0 else -math.pi / 4
-    else:
-        angle = 0.5 * math.atan2(2 * xy, yy - xx)
+    angle = 0.5 * math.atan2(2 * xy, yy - xx) if xx != yy else math.copysign(math.pi / 4, xy or -1.0)
     return Ellipse(x + column, y + row, 4 * math.sqrt(shorter) - 1, 4 * math.sqrt(longer) - 1, angle)
 
 
 def find_ellipses(mask: NDArray[np.bool_], min_area: float) -> list[Ellipse]:
-    """8-connected regions of ``mask`` of at least ``min_area`` pixels, holes included, in the order of their first pixel."""
+    """8-connected regions of at least ``min_area`` pixels, holes included, in the order of their first pixel."""
     from scipy import ndimage
 
     eight = np.ones((3, 3))

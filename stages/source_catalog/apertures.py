@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from stages.rows import for_row_blocks
-from stages.source_catalog.overlap import ellipse_pixel_overlap
+from stages.source_catalog.overlap import circle_pixel_overlap
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ def _aperture(data, err, masked, use_mask, xc, yc, radius):  # type: ignore[no-u
     used = False
     for y in range(max(floor(yc - radius + 0.5), 0), min(floor(yc + radius + 1.5), ny)):
         for x in range(max(floor(xc - radius + 0.5), 0), min(floor(xc + radius + 1.5), nx)):
-            w = ellipse_pixel_overlap(x - xc, y - yc, radius, radius, 1.0, 0.0)
+            w = circle_pixel_overlap(x - xc, y - yc, radius)
             if w > 0.0:
                 used = True
                 if use_mask and masked[y, x]:

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from stages.rows import for_row_blocks
-from stages.source_catalog.overlap import ellipse_pixel_overlap, ellipse_reach
+from stages.source_catalog.overlap import circle_pixel_overlap, ellipse_pixel_overlap, ellipse_reach
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +118,7 @@ def _missing_light(clean, x0, y0, xc, yc, radius, half):  # type: ignore[no-unty
     first_x, last_x = max(0, floor(xc - radius - 1) - x0), min(nx, ceil(xc + radius + 1) + 1 - x0)
     for y in range(max(0, floor(yc - radius - 1) - y0), min(ny, ceil(yc + radius + 1) + 1 - y0)):
         for x in range(first_x, last_x):
-            flux += clean[y, x] * ellipse_pixel_overlap(x + x0 - xc, y + y0 - yc, radius, radius, 1.0, 0.0)
+            flux += clean[y, x] * circle_pixel_overlap(x + x0 - xc, y + y0 - yc, radius)
     return 1.0 - flux / half
 
 
@@ -166,6 +166,17 @@ def _half_light_root(clean, x0, y0, xc, yc, low, high, f_low, f_high, half):  # 
 
 
 @njit(nogil=True, cache=True)
+def _clean(data, masked, segmentation, label, x0, x1, y0, y1):  # type: ignore[no-untyped-def]
+    """Cutout in f8 with zeros for unusable pixels."""
+    clean = np.zeros((y1 - y0, x1 - x0))
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            if _usable(data, masked, segmentation, label, y, x):
+                clean[y - y0, x - x0] = data[y, x]
+    return clean
+
+
+@njit(nogil=True, cache=True)
 def _half_light(data, masked, segmentation, label, xc, yc, kron_flux, largest):  # type: ignore[no-untyped-def]
     if not (isfinite(xc) and isfinite(yc) and isfinite(kron_flux) and isfinite(largest)) or kron_flux == 0.0:
         return np.nan
@@ -177,11 +188,7 @@ def _half_light(data, masked, segmentation, label, xc, yc, kron_flux, largest): 
     x0, x1, y0, y1 = max(x0, 0), min(x1, nx), max(y0, 0), min(y1, ny)
     if x0 >= x1 or y0 >= y1:
         return np.nan
-    clean = np.zeros((y1 - y0, x1 - x0))
-    for y in range(y0, y1):
-        for x in range(x0, x1):
-            if _usable(data, masked, segmentation, label, y, x):
-                clean[y - y0, x - x0] = data[y, x]
+    clean = _clean(data, masked, segmentation, label, x0, x1, y0, y1)
     half = 0.5 * kron_flux
     f_low = _missing_light(clean, x0, y0, xc, yc, SMALLEST_RADIUS, half)
     high = largest
@@ -194,26 +201,35 @@ def _half_light(data, masked, segmentation, label, xc, yc, kron_flux, largest): 
 
 
 @njit(nogil=True, cache=True)
-def _window_step(data, masked, segmentation, label, x, y, radius, sigma):  # type: ignore[no-untyped-def]
-    """Mean offset from (x, y) under a Gaussian window cut at ``radius``; NaN when the window misses the image."""
-    ny, nx = data.shape
-    half = int(radius + 1.5)
-    x0, y0 = int(x + 0.5) - half, int(y + 0.5) - half
-    x1, y1 = min(nx, x0 + 2 * half + 1), min(ny, y0 + 2 * half + 1)
-    x0, y0 = max(0, x0), max(0, y0)
-    if x0 >= x1 or y0 >= y1:
-        return np.nan, np.nan
+def _window_step(clean, xc, yc, radius, sigma):  # type: ignore[no-untyped-def]
+    """Mean offset from (xc, yc) in a cutout under a Gaussian window cut at ``radius``; NaN when it sums to zero.
+
+    The window is separable but for its edge, a chord in each row, so rows add up into columns without branches.
+    """
+    ny, nx = clean.shape
+    column, column_y = np.zeros(nx), np.zeros(nx)
+    for y in range(ny):
+        dy = y - yc
+        if dy * dy > radius * radius:
+            continue
+        reach = sqrt(radius * radius - dy * dy)
+        first, last = max(floor(xc - reach) - 1, 0), min(ceil(xc + reach) + 1, nx - 1)
+        while first <= last and (first - xc) ** 2 + dy * dy > radius * radius:
+            first += 1
+        while last >= first and (last - xc) ** 2 + dy * dy > radius * radius:
+            last -= 1
+        along = exp(-dy * dy / (2.0 * sigma * sigma))
+        along_y = along * dy
+        for x in range(first, last + 1):
+            column[x] += along * clean[y, x]
+            column_y[x] += along_y * clean[y, x]
     total = total_x = total_y = 0.0
-    for yi in range(y0, y1):
-        dy = yi - y
-        for xi in range(x0, x1):
-            dx = xi - x
-            rr = dx * dx + dy * dy
-            if rr <= radius * radius and _usable(data, masked, segmentation, label, yi, xi):
-                w = np.float64(data[yi, xi]) * exp(-rr / (2.0 * sigma * sigma))
-                total += w
-                total_x += w * dx
-                total_y += w * dy
+    for x in range(nx):
+        dx = x - xc
+        across = exp(-dx * dx / (2.0 * sigma * sigma))
+        total += across * column[x]
+        total_x += across * dx * column[x]
+        total_y += across * column_y[x]
     if total == 0.0:
         return np.nan, np.nan
     return total_x / total, total_y / total
@@ -225,11 +241,24 @@ def _window_centroid(data, masked, segmentation, label, xc, yc, half_light, cxx,
         return np.nan, np.nan
     sigma = 2.0 * max(half_light, 0.5) * FWHM_TO_SIGMA
     radius = 4.0 * sigma
-    if (2 * int(radius + 1.5) + 1) ** 2 > max(data.size, LARGEST_BOX):
+    half = int(radius + 1.5)
+    if (2 * half + 1) ** 2 > max(data.size, LARGEST_BOX):
         return xc, yc
+    ny, nx = data.shape
     x, y = xc, yc
-    for _ in range(WINDOW_STEPS):
-        dx, dy = _window_step(data, masked, segmentation, label, x, y, radius, sigma)
+    x0 = y0 = 0
+    clean = np.empty((0, 0))
+    for step in range(WINDOW_STEPS):
+        # The cutout follows the position pixel by pixel.
+        left, bottom = int(x + 0.5) - half, int(y + 0.5) - half
+        right, top = min(nx, left + 2 * half + 1), min(ny, bottom + 2 * half + 1)
+        left, bottom = max(0, left), max(0, bottom)
+        if left >= right or bottom >= top:
+            return xc, yc
+        if step == 0 or left != x0 or bottom != y0 or clean.shape != (top - bottom, right - left):
+            x0, y0 = left, bottom
+            clean = _clean(data, masked, segmentation, label, left, right, bottom, top)
+        dx, dy = _window_step(clean, x - x0, y - y0, radius, sigma)
         x += 2.0 * dx
         y += 2.0 * dy
         if not sqrt(dx * dx + dy * dy) > WINDOW_TOLERANCE:

@@ -6,7 +6,10 @@ from math import atan2, sqrt
 
 from numba import njit
 
-__all__ = ["ellipse_pixel_overlap", "ellipse_reach"]
+__all__ = ["circle_pixel_overlap", "ellipse_pixel_overlap", "ellipse_reach"]
+
+
+HALF_DIAGONAL = 0.7071067811865476
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -63,12 +66,14 @@ def ellipse_pixel_overlap(dx, dy, a, b, cosine, sine):  # type: ignore[no-untype
     ux, uy = 0.5 * cosine / a, -0.5 * sine / b
     vx, vy = 0.5 * sine / a, 0.5 * cosine / b
     cx, cy = (dx * cosine + dy * sine) / a, (dy * cosine - dx * sine) / b
-    # The corners' distances are |c ± u ± v|; the far ones decide "inside", a bounding circle decides "outside".
+    # The corners' distances are |c ± u ± v|; bounding circles decide most pixels.
     px, py, mx, my = ux + vx, uy + vy, ux - vx, uy - vy
-    reach = max(px * px + py * py, mx * mx + my * my)
-    distance = cx * cx + cy * cy
-    if distance >= (1.0 + sqrt(reach)) ** 2:
+    reach = sqrt(max(px * px + py * py, mx * mx + my * my))
+    distance = sqrt(cx * cx + cy * cy)
+    if distance >= 1.0 + reach:
         return 0.0
+    if distance <= 1.0 - reach:
+        return 1.0
     inside = (
         (cx + px) ** 2 + (cy + py) ** 2 <= 1.0
         and (cx - px) ** 2 + (cy - py) ** 2 <= 1.0
@@ -83,4 +88,44 @@ def ellipse_pixel_overlap(dx, dy, a, b, cosine, sine):  # type: ignore[no-untype
     x3, y3 = cx - mx, cy - my
     area = _edge(x0, y0, x1, y1) + _edge(x1, y1, x2, y2) + _edge(x2, y2, x3, y3) + _edge(x3, y3, x0, y0)
     # A tiny positive area that is rounding alone would let an untouched pixel count as used.
-    return area * a * b if area > 1e-15 else 0.0
+    return area * a * b if area * a * b > 1e-12 else 0.0
+
+
+@njit(nogil=True, cache=True)
+def circle_pixel_overlap(dx, dy, radius):  # type: ignore[no-untyped-def]
+    """`ellipse_pixel_overlap` of a circle: pixels that the edge cannot reach are decided by their distance alone."""
+    distance = dx * dx + dy * dy
+    if radius > HALF_DIAGONAL and distance <= (radius - HALF_DIAGONAL) ** 2:
+        return 1.0
+    near_x, near_y = max(abs(dx) - 0.5, 0.0), max(abs(dy) - 0.5, 0.0)
+    if near_x * near_x + near_y * near_y >= radius * radius:
+        return 0.0
+    return _circle_edge_overlap(dx, dy, radius)
+
+
+@njit(nogil=True, cache=True)
+def _circle_edge_overlap(dx, dy, radius):  # type: ignore[no-untyped-def]
+    """Overlap from areas between the axes and the pixel's sides."""
+    # By symmetry the pixel's centre may lie in the first quadrant.
+    x0, x1 = abs(dx) - 0.5, abs(dx) + 0.5
+    y0, y1 = abs(dy) - 0.5, abs(dy) + 0.5
+    area = _quadrant(x1, y1, radius) - _quadrant(x0, y1, radius) - _quadrant(x1, y0, radius) + _quadrant(x0, y0, radius)
+    return max(area, 0.0)
+
+
+@njit(nogil=True, cache=True)
+def _quadrant(x, y, radius):  # type: ignore[no-untyped-def]
+    """Signed area of the circle's part between the axes and the lines at x and y (odd in both)."""
+    sign = 1.0
+    if x < 0.0:
+        x, sign = -x, -sign
+    if y < 0.0:
+        y, sign = -y, -sign
+    x, y = min(x, radius), min(y, radius)
+    if x * x + y * y <= radius * radius:
+        return sign * x * y
+    # Rectangle up to where the arc leaves y, then under the arc to x.
+    xa = sqrt(radius * radius - y * y)
+    yb = sqrt(radius * radius - x * x)
+    angle = atan2(x * y - xa * yb, xa * x + y * yb)  # from (x, yb) to (xa, y)
+    return sign * 0.5 * (xa * y + x * yb + radius * radius * angle)

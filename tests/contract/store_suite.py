@@ -19,10 +19,6 @@ async def keys(store: ObjectStore, prefix: str) -> list[str]:
 class StoreContract:
     """Inherit, and give a fixture ``store``."""
 
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
-
     @pytest.mark.anyio
     async def test_what_was_put_is_got(self, store: ObjectStore) -> None:
         info = await store.put("results/a/1", b"content")

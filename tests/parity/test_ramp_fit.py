@@ -49,7 +49,9 @@ def random_ramp(pattern: list[list[int]], seed: int, shape: tuple[int, int] = (6
     flux = 10 ** rng.uniform(-1, 3, shape)
     gain = (1.8 + 0.1 * rng.normal(size=shape)).astype("f4")
     readnoise = (5 + rng.gamma(2, 1, shape)).astype("f4")
-    events = [(rng.random(shape) < p, rng.integers(1, reads + 1, shape), 10 ** rng.uniform(1, 5, shape)) for p in (0.3, 0.1)]
+    events = [
+        (rng.random(shape) < p, rng.integers(1, reads + 1, shape), 10 ** rng.uniform(1, 5, shape)) for p in (0.3, 0.1)
+    ]
     resultant_of = {read: k for k, group in enumerate(pattern) for read in group}
     signal, data = np.zeros(shape), np.zeros((n, *shape), "f4")
     for read in range(1, reads + 1):
@@ -111,7 +113,10 @@ def run_stage(ramp: Ramp, *, threads: int = 1, **parameters: Any) -> Exposure:
     exposure = Exposure(
         id="r0000101001001001001_0001_wfi01",
         level=Level.RAMP,
-        meta={"exposure": {"read_pattern": ramp.pattern, "frame_time": FRAME_TIME, "type": "WFI_IMAGE"}, "ref_file": {}},
+        meta={
+            "exposure": {"read_pattern": ramp.pattern, "frame_time": FRAME_TIME, "type": "WFI_IMAGE"},
+            "ref_file": {},
+        },
         arrays={"data": ramp.data, "groupdq": ramp.groupdq, "pixeldq": ramp.pixeldq},
     )
     references = {"gain": FakeReference(ramp.gain), "readnoise": FakeReference(ramp.readnoise)}
@@ -166,9 +171,7 @@ def snowball_scene(seed: int) -> Ramp:
         data[k:, distance < size] += 500
         late = k + rng.integers(0, 2)
         groupdq[late:, distance < size * rng.uniform(0, 0.5)] |= 2
-    return Ramp(
-        pattern, data, groupdq, np.zeros(shape, "u4"), np.full(shape, 1.8, "f4"), np.full(shape, 5, "f4")
-    )
+    return Ramp(pattern, data, groupdq, np.zeros(shape, "u4"), np.full(shape, 1.8, "f4"), np.full(shape, 5, "f4"))
 
 
 SNOWBALL_SETTINGS: list[dict[str, Any]] = [

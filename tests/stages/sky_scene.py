@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,18 @@ def distortion(v2_ref: float, v3_ref: float, *, angle: float = 60.0, inverse: bo
     forward = polynomial((c, s), 1.0, v2_ref), polynomial((-s, 1.01 * c), -1.0, v3_ref)
     model = center | models.Mapping((0, 1, 0, 1)) | forward[0] & forward[1]
     if inverse:
-        model.inverse = _fitted_inverse(model, v2_ref, v3_ref, half)
+        model.inverse = _fitted_inverse(v2_ref, v3_ref, angle)
     if box:
         model.bounding_box = ((-0.5, SIZE - 0.5), (-0.5, SIZE - 0.5))
     return model
 
 
-def _fitted_inverse(model: Any, v2_ref: float, v3_ref: float, half: float) -> Any:
+@cache
+def _fitted_inverse(v2_ref: float, v3_ref: float, angle: float) -> Any:
     from astropy.modeling import fitting, models
+
+    model = distortion(v2_ref, v3_ref, angle=angle, inverse=False, box=False)
+    half = (SIZE - 1) / 2
 
     x, y = (grid.ravel() for grid in np.meshgrid(np.linspace(-300, SIZE + 300, 25), np.linspace(-300, SIZE + 300, 25)))
     v2, v3 = model(x, y)
@@ -107,7 +112,9 @@ def detector_numbers(boresight: dict[str, float], v2: float, v3: float) -> dict[
     return numbers
 
 
-def boresight(ra: float = 270.0, dec: float = 66.0, roll: float = 30.0, scale: float | None = 1.00003) -> dict[str, Any]:
+def boresight(
+    ra: float = 270.0, dec: float = 66.0, roll: float = 30.0, scale: float | None = 1.00003
+) -> dict[str, Any]:
     """Numbers of a detector that sits at v2, v3 = 1300, -900 arcsec."""
     return {
         "v2_ref": 1300.0, "v3_ref": -900.0, "ra_ref": ra, "dec_ref": dec, "roll_ref": roll, "scale_factor": scale,
@@ -115,7 +122,9 @@ def boresight(ra: float = 270.0, dec: float = 66.0, roll: float = 30.0, scale: f
     }  # fmt: skip
 
 
-def sky_stars(rng: np.random.Generator, ra: float, dec: float, radius: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+def sky_stars(
+    rng: np.random.Generator, ra: float, dec: float, radius: float, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """``count`` stars, uniform in a square of half side ``radius`` arcsec around a position."""
     plane = TangentPlane.of({"ra_ref": ra, "dec_ref": dec})
     return sky_degrees(plane.sky(rng.uniform(-radius, radius, (count, 2))))
@@ -132,7 +141,7 @@ def observe(
     noise: float = 0.02,
     limit: int | None = None,
 ) -> SceneMember:
-    """Fill in the stars that fall on the detector when its true plane is matrix, shift (arcsec) away from the nominal."""
+    """Fill in the stars on the detector when its true plane is matrix, shift (arcsec) away from the nominal."""
     numbers = member.numbers
     plane = TangentPlane.of(numbers).corrected(np.eye(2) if matrix is None else matrix, np.asarray(shift, dtype=float))
     v2, v3 = plane_to_v2v3(numbers, plane.inverse_affine(TangentPlane.of(numbers).from_sky(unit_vectors(ra, dec))))
@@ -154,10 +163,9 @@ def make_member(name: str, group: str, pointing: dict[str, Any], v2: float, v3: 
 
 def oracle_image(member: SceneMember) -> Any:
     """The same exposure as romancal's image model, its WCS made by romancal, with the catalog attached."""
+    from astropy.time import Time
     from roman_datamodels.datamodels import DistortionRefModel, ImageModel
     from romancal.assign_wcs import AssignWcsStep
-
-    from astropy.time import Time
 
     image = ImageModel.create_fake_data(shape=(4, 4))
     meta = member.meta()

@@ -130,7 +130,9 @@ def test_parallax_moves_a_star_away_from_the_side_where_the_earth_is():
     x = np.cross(earth, [0.0, 0.0, 1.0])
     ra0, dec0 = np.rad2deg(np.arctan2(x[1], x[0])) % 360, 0.0
     ra, dec = propagate(np.array([ra0]), np.array([dec0]), one_star(parallax=1000.0), 2027.25)
-    moved = SkyCoord(ra, dec, unit="deg").cartesian.xyz.value[:, 0] - SkyCoord(ra0, dec0, unit="deg").cartesian.xyz.value
+    moved = (
+        SkyCoord(ra, dec, unit="deg").cartesian.xyz.value[:, 0] - SkyCoord(ra0, dec0, unit="deg").cartesian.xyz.value
+    )
     assert np.rad2deg(np.linalg.norm(moved)) * 3600 == pytest.approx(np.linalg.norm(earth), rel=1e-4)
     assert moved @ earth < 0
 

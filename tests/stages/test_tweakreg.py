@@ -82,7 +82,7 @@ def test_sources_end_on_their_stars(tmp_path, sky, groups):
         wcs = apply_alignment(exposure, document["members"][one.id], one.distortion)
         ra, dec = wcs(one.x.astype(float), one.y.astype(float))
         offset = np.hypot((ra[:, None] - sky[0]) * np.cos(np.deg2rad(dec[:, None])), dec[:, None] - sky[1]).min(axis=1)
-        assert np.median(offset) * 3600 < 0.01
+        assert np.median(offset) * 3600 < 0.02
 
 
 def test_applying_a_solution_updates_wcs_footprint_status_and_catalog(tmp_path, sky):
@@ -146,7 +146,13 @@ def test_one_saturated_member_skips_the_association_by_default(tmp_path, sky):
 
 def test_members_without_a_catalog_are_skipped_and_the_others_aligned(tmp_path, sky):
     first, second = packed(tmp_path, pair(sky))
-    members = [Member("a", "failed", {}, None), first, Member("b", "skipped", {}, None), Member("c", "ok", {}, None), second]
+    members = [
+        Member("a", "failed", {}, None),
+        first,
+        Member("b", "skipped", {}, None),
+        Member("c", "ok", {}, None),
+        second,
+    ]
     document = solve(members, stars(sky))
     assert statuses(document) == {"a": "SKIPPED", "m0": "COMPLETE", "b": "SKIPPED", "c": "SKIPPED", "m1": "COMPLETE"}
     assert list(document["members"]) == ["a", "m0", "b", "c", "m1"]
@@ -308,7 +314,7 @@ def groups_with_overlaps(monkeypatch, matrix):
     [
         ([[0, 1], [1, 0]], False, 0, 1, 1, []),
         ([[0, 1, 2], [1, 0, 9], [2, 9, 0]], True, 0, 1, 1, [2]),
-        # the pair of largest overlap; the one with the larger sum is the reference; for i < j the noted one is A[i, j-1]
+        # the pair of largest overlap; the larger sum is the reference; for i < j the noted one is A[i, j-1]
         ([[0, 5, 1, 1], [5, 0, 2, 3], [1, 2, 0, 0], [1, 3, 0, 0]], False, 1, 0, 5, [3, 2]),
         ([[0, 5, 3, 1], [5, 0, 1, 2], [3, 1, 0, 0], [1, 2, 0, 0]], False, 0, 1, 0, [2, 3]),
         ([[0, 1, 6, 1], [1, 0, 0, 1], [6, 0, 0, 1], [1, 1, 1, 0]], False, 0, 2, 1, [3, 1]),

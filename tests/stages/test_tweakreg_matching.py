@@ -44,7 +44,7 @@ def test_pairs_are_found_across_a_shift():
     rng = np.random.default_rng(1)
     reference = rng.uniform(-200, 200, (300, 2))
     order = rng.permutation(300)
-    image = (reference + [3.0, -4.0])[order]
+    image = (reference + np.array([3.0, -4.0]))[order]
     image_index, reference_index = match_positions(image, reference, **RULES)
     np.testing.assert_array_equal(order[image_index], reference_index)
     assert len(image_index) > 250
@@ -52,7 +52,7 @@ def test_pairs_are_found_across_a_shift():
 
 def test_without_the_histogram_only_close_pairs_match():
     reference = np.array([[0.0, 0.0], [50.0, 0.0]])
-    image = reference + [[0.5, 0.0], [3.0, 0.0]]
+    image = reference + np.array([[0.5, 0.0], [3.0, 0.0]])
     image_index, reference_index = match_positions(image, reference, **{**RULES, "use2dhist": False})
     assert (image_index.tolist(), reference_index.tolist()) == ([0], [0])
 

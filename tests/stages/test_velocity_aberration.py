@@ -33,7 +33,9 @@ def test_motion_towards_the_target_changes_the_scale_alone():
 
 @settings(deadline=None)
 @given(
-    st.tuples(*[st.floats(-40, 40)] * 3).filter(lambda v: sum(x * x for x in v) > 1), st.floats(0, 360), st.floats(-89, 89)
+    st.tuples(*[st.floats(-40, 40)] * 3).filter(lambda v: sum(x * x for x in v) > 1),
+    st.floats(0, 360),
+    st.floats(-89, 89),
 )
 def test_going_there_and_back_gives_the_true_place(velocity, ra, dec):
     scale, ra_app, dec_app = velocity_aberration(velocity, ra, dec)

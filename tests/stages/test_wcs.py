@@ -124,9 +124,7 @@ def test_missing_pointing_number_is_named(value):
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    st.floats(0, 359.99), st.floats(-89, 89), st.floats(0, 360), st.floats(-1500, 1500), st.floats(-1500, 1500)
-)
+@given(st.floats(0, 359.99), st.floats(-89, 89), st.floats(0, 360), st.floats(-1500, 1500), st.floats(-1500, 1500))
 def test_plane_and_v2v3_are_inverse_everywhere(ra, dec, roll, v2, v3):
     numbers = {"ra_ref": ra, "dec_ref": dec, "roll_ref": roll, "v2_ref": v2, "v3_ref": v3}
     xy = np.array([[0.0, 0.0], [200.0, -300.0], [-250.0, 40.0]])

@@ -11,6 +11,8 @@ import pytest
 
 from stream.failure import PermanentError, RetriableError
 from stream.identity import root_identity
+from stream.jobs import Job, JobOutcome
+from stream.process_runner import ProcessJobRunner
 from stream.results import Manifest, ObjectKind, Results, StoredObject, file_digest
 from stream.segment import execute_segment, plan_identities
 from stream.stage import Slot
@@ -66,20 +68,23 @@ class Bench:
             salt=salt,
         )
 
-    async def execute(self, start: Manifest, *names: str, **more: Any) -> dict[str, Any]:
+    async def planned_job(self, start: Manifest, *names: str, **more: Any) -> dict[str, Any]:
         attempt = str(next(self.attempts))
         paths = await self.results.fetch(start, self.folder / "cache")
         staging = self.store.staging(attempt)
         assert staging is not None
+        return {
+            "manifest": start.document(),
+            "paths": {name: str(path) for name, path in paths.items()},
+            "stages": list(names) or [s.name for s in self.stages],
+            "attempt": attempt,
+            "staging": str(staging),
+            **more,
+        }
+
+    async def execute(self, start: Manifest, *names: str, **more: Any) -> dict[str, Any]:
         return execute_segment(
-            {
-                "manifest": start.document(),
-                "paths": {name: str(path) for name, path in paths.items()},
-                "stages": list(names) or [s.name for s in self.stages],
-                "attempt": attempt,
-                "staging": str(staging),
-                **more,
-            },
+            await self.planned_job(start, *names, **more),
             stages={s.name: s for s in self.stages},
             parameters=self._typed(),
             payload=self.payload,
@@ -132,8 +137,6 @@ async def test_a_segment_runs_its_stages_and_stores_the_last_result(bench: Bench
 @pytest.mark.anyio
 async def test_cuts_change_neither_identities_nor_bytes(tmp_path: Path) -> None:
     fused, split = Bench(tmp_path / "fused"), Bench(tmp_path / "split")
-    for bench in (fused, split):
-        bench.folder.mkdir()
     root = await fused.ingest()
     *_, whole = await fused.run(root)
     current = await split.ingest()
@@ -300,3 +303,23 @@ async def test_progress_and_lineage_are_told(bench: Bench) -> None:
     assert steps[0]["references"] == {"gain": "2.0"}
     assert steps[-1]["identity"] == manifest.identity
     assert manifest.extra["input"] == root.key
+
+
+@pytest.mark.anyio
+async def test_a_job_process_killed_before_it_is_done_leaves_nothing_visible_and_can_be_repeated(bench: Bench) -> None:
+    root = await bench.ingest()
+    before = [info.key async for info in bench.store.list("")]
+    async with ProcessJobRunner(slots=1, log_dir=bench.folder / "logs") as runner:
+
+        async def attempt(*, die: bool) -> JobOutcome:
+            plan = await bench.planned_job(root)
+            return await runner.run(Job("tests.stream.toy_jobs:run_segment", {"plan": plan, "die": die}))
+
+        died = await attempt(die=True)
+        assert died.failure is not None
+        assert died.failure["signal"] == "SIGKILL"
+        assert [info.key async for info in bench.store.list("")] == before
+        (manifest,) = await bench.results.publish_made((await attempt(die=False)).result)
+    assert manifest.identity == bench.planned(root)[-1]
+    (here,) = await bench.run(root)
+    assert here == manifest, "the same numbers as without a process"

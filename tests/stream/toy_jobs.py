@@ -112,6 +112,27 @@ def print_and_log(arguments: dict[str, Any], slot: Slot, report: Report) -> Any:
     logging.getLogger("stages.toy").info("logged %s", arguments["text"])
 
 
+def run_segment(arguments: dict[str, Any], slot: Slot, report: Report) -> Any:
+    from stream.segment import execute_segment
+    from tests.stream.toy_stages import ToyPayload, ToyReferences, toy_stages
+
+    def reported(document: dict[str, Any]) -> None:
+        report(document)
+        if document.get("event") == "stored" and arguments["die"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    stages = {stage.name: stage for stage in toy_stages()}
+    return execute_segment(
+        arguments["plan"],
+        stages=stages,
+        parameters={name: stage.parameters_type() for name, stage in stages.items()},
+        payload=ToyPayload(),
+        references=ToyReferences(gain=2.0),
+        slot=slot,
+        report=reported,
+    )
+
+
 def environment(arguments: dict[str, Any], slot: Slot, report: Report) -> Any:
     descriptors = {}
     for path in Path("/proc/self/fd").iterdir():
