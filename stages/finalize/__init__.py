@@ -22,7 +22,6 @@ from stages.finalize.catalog_product import write_catalog
 from stages.finalize.content_digest import array_digests, content_digest
 from stages.finalize.image_product import IMAGE_ARRAYS, write_image
 from stages.finalize.product_file import plain_metadata
-from stages.finalize.saturated import make_saturated_image
 from stages.finalize.segmentation_product import SEGMENTATION_ARRAYS, write_segmentation
 from stages.finalize.statistics import image_statistics
 from stages.finalize.wcs_product import write_wcs
@@ -78,7 +77,7 @@ class Finalize:
         """See `finalize_exposure`."""
         return finalize_exposure(
             item, solution, association, references, versions, out_dir,
-            reference_digests=reference_digests, threads=slot.threads if slot else 1,
+            reference_digests=reference_digests, slot=slot,
         )  # fmt: skip
 
 
@@ -91,7 +90,7 @@ def finalize_exposure(
     out_dir: Path,
     *,
     reference_digests: Mapping[str, str] | None = None,
-    threads: int = 1,
+    slot: Slot | None = None,
 ) -> dict[str, Any]:
     """Apply the alignment, complete the metadata and write the products.
 
@@ -112,8 +111,8 @@ def finalize_exposure(
         Folder for the products; made if it does not exist.
     reference_digests : mapping, optional
         Digest of reference files by recorded name, for the content digests.
-    threads : int
-        Threads for hashing.
+    slot : Slot, optional
+        Threads and buffers.
 
     Returns
     -------
@@ -126,7 +125,8 @@ def finalize_exposure(
     PermanentError
         The exposure is not yet an image, or a product does not follow its schema.
     """
-    saturated = _as_image(exposure)
+    slot = slot or Slot()
+    saturated = _as_image(exposure, slot)
     distortion = _distortion(exposure, references)
     _label(exposure, association, versions)
     measured = plain_metadata(exposure.meta)  # what catalog and segmentation map repeat: as before the alignment
@@ -141,7 +141,7 @@ def finalize_exposure(
     written = [names["cal"]]
     write_image(out_dir / names["cal"], exposure, wcs)
     image_arrays = {key: exposure.arrays[key] for key in IMAGE_ARRAYS if key in exposure.arrays}
-    arrays[names["cal"]] = array_digests(image_arrays, threads=threads)
+    arrays[names["cal"]] = array_digests(image_arrays, threads=slot.threads)
     if not saturated:
         write_wcs(out_dir / names["wcs"], wcs, exposure.meta, exposure.source_tag)
         written.append(names["wcs"])
@@ -150,7 +150,7 @@ def finalize_exposure(
         write_segmentation(out_dir / names["segm"], exposure.arrays, measured, exposure.source_tag)
         written += [names["cat"], names["segm"]]
         maps = {key: exposure.arrays[name] for key, name in SEGMENTATION_ARRAYS.items() if name in exposure.arrays}
-        arrays[names["segm"]] = array_digests(maps, threads=threads)
+        arrays[names["segm"]] = array_digests(maps, threads=slot.threads)
     digests = {
         name: content_digest(out_dir / name, reference_digests=reference_digests, known_arrays=arrays.get(name))
         for name in written
@@ -158,14 +158,15 @@ def finalize_exposure(
     return {"files": written, "digests": digests, "summary": _summary(exposure)}
 
 
-def _as_image(exposure: Exposure) -> bool:
+def _as_image(exposure: Exposure, slot: Slot) -> bool:
     """Make sure that there is an image; True for a fully saturated exposure."""
     if exposure.level is Level.RAMP and is_fully_saturated(exposure.arrays["groupdq"], exposure.arrays["pixeldq"]):
-        make_saturated_image(exposure)
-        return True
+        from stages.saturated import become_saturated_image
+
+        become_saturated_image(exposure, slot)
     if exposure.level is not Level.IMAGE:
         raise PermanentError(f"{exposure.id}: at level {exposure.level}; expected an image, or a fully saturated ramp")
-    return False
+    return bool(exposure.meta["cal_step"]["ramp_fit"] == StepStatus.SKIPPED)
 
 
 def _distortion(exposure: Exposure, references: Mapping[str, Any]) -> Any:

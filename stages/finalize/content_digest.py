@@ -159,7 +159,7 @@ def _column_values(column: Any) -> NDArray[Any]:
 def _parquet_digest(path: Path, references: Mapping[str, str]) -> str:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    table = pq.ParquetFile(path).read()
     hasher = hashlib.new(_ALGORITHM)
     for field in table.schema:
         unit = (field.metadata or {}).get(b"unit", b"")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from stages.exposure import CAL_STEP_KEYS, Exposure, StepStatus
 from stages.finalize.product_file import plain_metadata, write_product
-from stages.finalize.saturated import PLACEHOLDER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +19,9 @@ IMAGE_ARRAYS = (
     "jump_indices",
 )  # fmt: skip
 """Arrays of the product, as far as the exposure has them."""
+
+_PLACEHOLDER = -999999
+"""What numbers say that no step has filled, as the data models have it."""
 
 
 def write_image(path: Path, exposure: Exposure, wcs: Any) -> None:
@@ -45,7 +47,7 @@ def write_image(path: Path, exposure: Exposure, wcs: Any) -> None:
     meta["cal_step"] = {key: steps.get(key, str(StepStatus.INCOMPLETE)) for key in CAL_STEP_KEYS}
     photometry = meta.setdefault("photometry", {})
     for key in ("conversion_megajanskys", "conversion_megajanskys_uncertainty", "pixel_area"):
-        photometry.setdefault(key, PLACEHOLDER)
+        photometry.setdefault(key, _PLACEHOLDER)
     meta["cal_logs"] = list(exposure.logs)
     meta["wcs"] = wcs
     arrays = {name: exposure.arrays[name] for name in IMAGE_ARRAYS if name in exposure.arrays}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RampFit", "RampFitParameters", "become_image"]
 
+BORDER = 4
 _PLACEHOLDER = -999999
 _KEPT = ("amp33", "border_ref_pix_", "dq_border_ref_pix_")
 
@@ -67,7 +68,7 @@ class RampFit(CalibrationStage):
     """Fit the ramps; the exposure becomes an image (level 2)."""
 
     name = "ramp_fit"
-    version = "1"
+    version = "2"
     cal_step: ClassVar[str] = "ramp_fit"
     parameters_type = RampFitParameters
     reference_types = ("readnoise", "gain")
@@ -136,7 +137,14 @@ def become_image(exposure: Exposure, image: RateImage, jumps: NDArray[np.int16] 
 
     amp33 and the border arrays stay, all else that belonged to the ramp goes. ``meta.cal_step`` is restricted to its 16
     keys, ``meta.photometry`` gets placeholders (-999999).
+
+    Where refpix ran, the left and right border arrays are those of the ramp as the fit got it, corrected by every stage
+    since: in the reference implementation they are views of the ramp from refpix on.
     """
+    if exposure.meta.get("cal_step", {}).get("refpix") == StepStatus.COMPLETE:
+        ramp = exposure.arrays["data"]
+        exposure.set_array("border_ref_pix_left", ramp[:, :, :BORDER].copy())
+        exposure.set_array("border_ref_pix_right", ramp[:, :, -BORDER:].copy())
     exposure.drop_arrays([name for name in exposure.arrays if not name.startswith(_KEPT)])
     exposure.extras.clear()
     for name in ("data", "dq", "err", "var_poisson", "chisq", "dumo"):

@@ -28,6 +28,7 @@ KRON_SCALE = 2.5
 KRON_MINIMUM = 1.4
 KRON_REACH = 6.0
 LARGEST_BOX = 1_000_000
+SCRATCH_PIXELS = 300 * 300
 SMALLEST_RADIUS = 0.1
 """Lower end of the bracket for the half-light radius, pixels."""
 WINDOW_STEPS = 16
@@ -49,10 +50,9 @@ class KronMeasures:
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _usable(data, masked, segmentation, label, y, x):  # type: ignore[no-untyped-def]
-    """Unmasked, finite, and not of another segment."""
-    other = segmentation[y, x]
-    return (other == label or other == 0) and not masked[y, x] and isfinite(data[y, x])
+def _usable(value, is_masked, other, label):  # type: ignore[no-untyped-def]
+    """Unmasked, finite, and not of another segment. Scalars only: arrays would be reference-counted at each call."""
+    return (other == label or other == 0) and not is_masked and isfinite(value)
 
 
 @njit(nogil=True, cache=True)
@@ -74,7 +74,7 @@ def _kron_radius(data, masked, segmentation, label, xc, yc, a, b, theta, cxx, cx
         for x in range(x0, x1):
             dx = x - xc
             r = sqrt(max(cxx * dx * dx + cxy * dx * dy + cyy * dy * dy, 0.0))
-            if r <= KRON_REACH and _usable(data, masked, segmentation, label, y, x):
+            if r <= KRON_REACH and _usable(data[y, x], masked[y, x], segmentation[y, x], label):
                 numerator += r * np.float64(data[y, x])
                 denominator += np.float64(data[y, x])
     if numerator <= 0.0 or denominator <= 0.0:
@@ -98,7 +98,7 @@ def _kron_flux(data, err, masked, segmentation, label, xc, yc, a, b, theta):  # 
     used = False
     for y in range(max(y0, 0), min(y1, ny)):
         for x in range(max(x0, 0), min(x1, nx)):
-            if not _usable(data, masked, segmentation, label, y, x):
+            if not _usable(data[y, x], masked[y, x], segmentation[y, x], label):
                 continue
             w = ellipse_pixel_overlap(x - xc, y - yc, a, b, cosine, sine)
             if w > 0.0:
@@ -166,18 +166,23 @@ def _half_light_root(clean, x0, y0, xc, yc, low, high, f_low, f_high, half):  # 
 
 
 @njit(nogil=True, cache=True)
-def _clean(data, masked, segmentation, label, x0, x1, y0, y1):  # type: ignore[no-untyped-def]
-    """Cutout in f8 with zeros for unusable pixels."""
-    clean = np.zeros((y1 - y0, x1 - x0))
+def _clean(data, masked, segmentation, label, x0, x1, y0, y1, scratch):  # type: ignore[no-untyped-def]
+    """Cutout in f8 with zeros for unusable pixels, over ``scratch`` where it fits.
+
+    Fresh memory for every cutout would cost more than all the sums over it.
+    """
+    size = (y1 - y0) * (x1 - x0)
+    flat = scratch[:size] if size <= scratch.size else np.empty(size)
+    clean = flat.reshape((y1 - y0, x1 - x0))
     for y in range(y0, y1):
         for x in range(x0, x1):
-            if _usable(data, masked, segmentation, label, y, x):
-                clean[y - y0, x - x0] = data[y, x]
+            usable = _usable(data[y, x], masked[y, x], segmentation[y, x], label)
+            clean[y - y0, x - x0] = np.float64(data[y, x]) if usable else 0.0
     return clean
 
 
 @njit(nogil=True, cache=True)
-def _half_light(data, masked, segmentation, label, xc, yc, kron_flux, largest):  # type: ignore[no-untyped-def]
+def _half_light(data, masked, segmentation, label, xc, yc, kron_flux, largest, scratch):  # type: ignore[no-untyped-def]
     if not (isfinite(xc) and isfinite(yc) and isfinite(kron_flux) and isfinite(largest)) or kron_flux == 0.0:
         return np.nan
     ny, nx = data.shape
@@ -188,7 +193,7 @@ def _half_light(data, masked, segmentation, label, xc, yc, kron_flux, largest): 
     x0, x1, y0, y1 = max(x0, 0), min(x1, nx), max(y0, 0), min(y1, ny)
     if x0 >= x1 or y0 >= y1:
         return np.nan
-    clean = _clean(data, masked, segmentation, label, x0, x1, y0, y1)
+    clean = _clean(data, masked, segmentation, label, x0, x1, y0, y1, scratch)
     half = 0.5 * kron_flux
     f_low = _missing_light(clean, x0, y0, xc, yc, SMALLEST_RADIUS, half)
     high = largest
@@ -236,7 +241,7 @@ def _window_step(clean, xc, yc, radius, sigma):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _window_centroid(data, masked, segmentation, label, xc, yc, half_light, cxx, cxy, cyy):  # type: ignore[no-untyped-def]
+def _window_centroid(data, masked, segmentation, label, xc, yc, half_light, cxx, cxy, cyy, scratch):  # type: ignore[no-untyped-def]
     if isnan(half_light) or isnan(xc) or isnan(yc):
         return np.nan, np.nan
     sigma = 2.0 * max(half_light, 0.5) * FWHM_TO_SIGMA
@@ -247,7 +252,7 @@ def _window_centroid(data, masked, segmentation, label, xc, yc, half_light, cxx,
     ny, nx = data.shape
     x, y = xc, yc
     x0 = y0 = 0
-    clean = np.empty((0, 0))
+    clean = scratch[:0].reshape((0, 0))
     for step in range(WINDOW_STEPS):
         # The cutout follows the position pixel by pixel.
         left, bottom = int(x + 0.5) - half, int(y + 0.5) - half
@@ -257,7 +262,7 @@ def _window_centroid(data, masked, segmentation, label, xc, yc, half_light, cxx,
             return xc, yc
         if step == 0 or left != x0 or bottom != y0 or clean.shape != (top - bottom, right - left):
             x0, y0 = left, bottom
-            clean = _clean(data, masked, segmentation, label, left, right, bottom, top)
+            clean = _clean(data, masked, segmentation, label, left, right, bottom, top, scratch)
         dx, dy = _window_step(clean, x - x0, y - y0, radius, sigma)
         x += 2.0 * dx
         y += 2.0 * dy
@@ -271,6 +276,7 @@ def _window_centroid(data, masked, segmentation, label, xc, yc, half_light, cxx,
 
 @njit(nogil=True, cache=True)
 def _measure(data, err, masked, segmentation, labels, shape, first, last, out):  # type: ignore[no-untyped-def]
+    scratch = np.empty(SCRATCH_PIXELS)
     for i in range(first, last):
         label = labels[i]
         xc, yc, a, b = shape[0, i], shape[1, i], shape[2, i], shape[3, i]
@@ -279,8 +285,8 @@ def _measure(data, err, masked, segmentation, labels, shape, first, last, out): 
         k = _kron_radius(data, masked, segmentation, label, xc, yc, a, b, theta, cxx, cxy, cyy)
         scale = KRON_SCALE * k
         flux, flux_err = _kron_flux(data, err, masked, segmentation, label, xc, yc, scale * a, scale * b, theta)
-        half_light = _half_light(data, masked, segmentation, label, xc, yc, flux, a * k * KRON_SCALE)
-        x, y = _window_centroid(data, masked, segmentation, label, xc, yc, half_light, cxx, cxy, cyy)
+        half_light = _half_light(data, masked, segmentation, label, xc, yc, flux, a * k * KRON_SCALE, scratch)
+        x, y = _window_centroid(data, masked, segmentation, label, xc, yc, half_light, cxx, cxy, cyy, scratch)
         out[0, i], out[1, i], out[2, i], out[3, i], out[4, i], out[5, i] = k, flux, flux_err, half_light, x, y
 
 
@@ -322,5 +328,6 @@ def measure_kron(
         lambda first, last: _measure(data, err, masked, segmentation, segments.labels, shape, first, last, out),
         len(segments),
         threads=threads,
+        block=256,
     )
     return KronMeasures(*out)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import numba
 import numpy as np
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ def common_solid_angle(a: SkyPolygon, b: SkyPolygon) -> float:
     Great circles are straight in the gnomonic projection, so the polygons are clipped there (I. E. Sutherland and
     G. W. Hodgman 1974, Communications of the ACM 17, 32).
     """
-    distance = float(_angle(a.center[:, None], b.center)[0])
+    distance = 2 * math.asin(min(1.0, math.dist(a.center.tolist(), b.center.tolist()) / 2))
     if distance > a.radius + b.radius:
         return 0.0
     for inner, outer in ((a, b), (b, a)):
@@ -141,12 +143,9 @@ def common_solid_angle(a: SkyPolygon, b: SkyPolygon) -> float:
     flat = [to_plane @ polygon.vectors for polygon in (a, b)]
     if any(np.any(vectors[0] <= 0) for vectors in flat):
         return 0.0
-    subject, clip = (_counter_clockwise((vectors[1:] / vectors[0]).T) for vectors in flat)
-    for start, end in zip(clip, np.roll(clip, -1, axis=0), strict=True):
-        subject = _clip(subject, start, end)
-        if len(subject) < 3:
-            return 0.0
-    return _solid_angle(np.vstack([np.ones(len(subject)), subject.T]))
+    subject, clip = (np.ascontiguousarray(_counter_clockwise((vectors[1:] / vectors[0]).T)) for vectors in flat)
+    common = _clip(subject, clip)
+    return _solid_angle(np.vstack([np.ones(len(common)), common.T])) if len(common) > 2 else 0.0
 
 
 def _tangent_axes(center: Array) -> Array:
@@ -164,18 +163,34 @@ def _counter_clockwise(polygon: Array) -> Array:
     return polygon if area >= 0 else polygon[::-1]
 
 
-def _clip(subject: Array, start: Array, end: Array) -> Array:
-    """The part of a polygon to the left of a line."""
-    edge = end - start
-    side = edge[0] * (subject[:, 1] - start[1]) - edge[1] * (subject[:, 0] - start[0])
-    kept: list[Array] = []
-    for k in range(len(subject)):
-        following = (k + 1) % len(subject)
-        if side[k] >= 0:
-            kept.append(subject[k])
-        if (side[k] > 0 > side[following]) or (side[k] < 0 < side[following]):
-            kept.append(subject[k] + (subject[following] - subject[k]) * side[k] / (side[k] - side[following]))
-    return np.array(kept).reshape(-1, 2)
+@numba.njit(nogil=True, cache=True)
+def _clip(subject: Array, clip: Array) -> Array:
+    """The part of one convex polygon to the left of every edge of another; both (k, 2), counter-clockwise."""
+    size = len(subject) + len(clip) + 1
+    current, kept = np.empty((size, 2)), np.empty((size, 2))
+    count = len(subject)
+    current[:count] = subject
+    for edge in range(len(clip)):
+        x0, y0 = clip[edge]
+        x1, y1 = clip[(edge + 1) % len(clip)]
+        following = 0
+        for k in range(count):
+            ax, ay = current[k]
+            bx, by = current[(k + 1) % count]
+            side_a = (x1 - x0) * (ay - y0) - (y1 - y0) * (ax - x0)
+            side_b = (x1 - x0) * (by - y0) - (y1 - y0) * (bx - x0)
+            if side_a >= 0:
+                kept[following, 0], kept[following, 1] = ax, ay
+                following += 1
+            if (side_a > 0 and side_b < 0) or (side_a < 0 and side_b > 0):
+                t = side_a / (side_a - side_b)
+                kept[following, 0], kept[following, 1] = ax + (bx - ax) * t, ay + (by - ay) * t
+                following += 1
+            if following >= size - 1:
+                # rounding made the polygon concave: no vertex may be lost, so take what there is
+                break
+        current, kept, count = kept, current, following
+    return current[:count].copy()
 
 
 def _solid_angle(vectors: Array) -> float:

@@ -37,6 +37,7 @@ class _Group:
     def __init__(self, members: Sequence[Aligned]) -> None:
         self.members = members
         self.polygons: list[SkyPolygon] = []
+        self.centers, self.radii = np.zeros((0, 3)), np.zeros(0)
         self.center = np.zeros(3)
         self.radius = 0.0
 
@@ -46,6 +47,8 @@ class _Group:
     def outline(self) -> None:
         """Note where the group is now: not repeated when it moves."""
         self.polygons = [SkyPolygon(m.plane.detector_to_sky(m.points.hull)) for m in self.members]
+        self.centers = np.array([polygon.center for polygon in self.polygons])
+        self.radii = np.array([polygon.radius for polygon in self.polygons])
         self.center, self.radius = bounding_circle(self.polygons)
 
     def sky(self) -> Array:
@@ -58,7 +61,9 @@ class _Group:
         distance = 2 * np.arcsin(min(1.0, float(np.linalg.norm(self.center - other.center)) / 2))
         if distance > self.radius + other.radius:
             return 0.0
-        return sum(other.overlap_with(polygon) for polygon in self.polygons)
+        gaps = np.linalg.norm(self.centers[:, None] - other.centers[None], axis=2)
+        close = 2 * np.arcsin(np.minimum(1.0, gaps / 2)) <= self.radii[:, None] + other.radii
+        return sum(common_solid_angle(self.polygons[i], other.polygons[j]) for i, j in np.argwhere(close))
 
     def overlap_with(self, polygon: SkyPolygon) -> float:
         """The same with one polygon."""

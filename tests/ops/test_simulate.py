@@ -18,6 +18,8 @@ from pyarrow import parquet
 from ops import simulate as verb
 from ops.simulate import SimulateOptions, Variant, simulation
 from ops.simulate.cli import options_from
+from ops.simulate.plan import plan_exposures
+from ops.simulate.references import ReferenceSet
 from stream.failure import PermanentError
 
 ROWS = 64
@@ -168,8 +170,6 @@ def test_no_dark_pixel_starts_at_the_converters_floor(made: Any) -> None:
 
 
 def test_observation_id_tells_exposures_apart_and_unites_detectors(tmp_path: Path) -> None:
-    from ops.simulate.plan import plan_exposures
-
     plan = plan_exposures(SimulateOptions(out=tmp_path, dithers=3, detectors=("WFI01", "WFI02")))
     assert [len(exposure.observation_id) for exposure in plan] == [28, 28, 28]
     assert len({exposure.observation_id for exposure in plan}) == 3
@@ -218,14 +218,14 @@ def test_a_steady_stream_keeps_its_rate(tmp_path: Path, monkeypatch: pytest.Monk
     def expose(exposure: Any, detector: str, **_rest: Any) -> Path:
         started.append((now[0] - 1000.0, exposure.number))
         now[0] += 7.0
-        return tmp_path / exposure.file_name(detector)
+        return tmp_path / str(exposure.file_name(detector))
 
     def sleep(seconds: float) -> None:
         assert seconds >= 0
         now[0] += seconds
 
     monkeypatch.setattr(simulation, "expose_detector", expose)
-    monkeypatch.setattr(simulation.ReferenceSet, "ensure", lambda *_arguments: None)
+    monkeypatch.setattr(ReferenceSet, "ensure", lambda *_arguments: None)
     options = SimulateOptions(out=tmp_path, rows=ROWS, dithers=2, exposures=2, rate=360.0)
     simulation.simulate(options, clock=lambda: now[0], sleep=sleep)
     assert started == [(0.0, 1), (10.0, 2), (20.0, 3), (30.0, 4)]

@@ -253,7 +253,7 @@ def test_an_unknown_generation_is_left_to_the_library() -> None:
 
 def test_segments_do_not_change_the_products(tmp_path: Path) -> None:
     fused = image_exposure()
-    expected = finalize(fused, tmp_path / "fused", solution=solution(fused), threads=1)
+    expected = finalize(fused, tmp_path / "fused", solution=solution(fused), slot=Slot(threads=1))
     payload, stored = ExposurePayload(), image_exposure()
     payload.save_tree(stored, tmp_path / "tree")
     arrays = {name: tmp_path / name for name in payload.array_names(stored)}
@@ -261,7 +261,7 @@ def test_segments_do_not_change_the_products(tmp_path: Path) -> None:
         payload.save_array(stored, name, path)
     loaded = payload.load(tmp_path / "tree", arrays)
     loaded.logs.append("another line")
-    found = finalize(loaded, tmp_path / "elsewhere", solution=solution(loaded), threads=2)
+    found = finalize(loaded, tmp_path / "elsewhere", solution=solution(loaded), slot=Slot(threads=2))
     assert found["digests"] == expected["digests"]
     assert found["summary"] == expected["summary"]
 

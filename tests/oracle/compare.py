@@ -1,0 +1,130 @@
+"""Compares two folders of products, array by array and column by column. Not part of the product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asdf
+import numpy as np
+import pyarrow.parquet as pq
+
+ACCEPTED_META = {
+    "calibration_software_name",
+    "calibration_software_version",
+    "file_date",
+    "cal_logs",
+    "asn",
+    "ref_file",
+    "statistics",
+    "filename",
+}
+"""Metadata that tell who wrote the file, when and from where; statistics are compared by value."""
+
+
+@dataclass
+class Differences:
+    """What was compared, and what was found to differ."""
+
+    equal_fraction: dict[str, float] = field(default_factory=dict)
+    outside: dict[str, float] = field(default_factory=dict)
+    meta: list[str] = field(default_factory=list)
+    columns: dict[str, float] = field(default_factory=dict)
+    wcs_mas: float = 0.0
+    sources: tuple[int, int] = (0, 0)
+
+
+def compare_images(ours: Path, theirs: Path, found: Differences) -> None:
+    """Arrays and metadata of two ``_cal`` files."""
+    with asdf.open(ours, memmap=False) as a, asdf.open(theirs, memmap=False) as b:
+        mine, oracle = dict(a["roman"]), dict(b["roman"])
+        if str(type(mine)) != str(type(oracle)):
+            found.meta.append("model type")
+        keys = {k for k in oracle if k != "meta"}
+        if keys != {k for k in mine if k != "meta"}:
+            found.meta.append(f"arrays {sorted(keys ^ {k for k in mine if k != 'meta'})}")
+        err = np.asarray(oracle["err"], dtype=np.float64)
+        good = (np.asarray(oracle["dq"]) & 1) == 0
+        for key in sorted(keys & mine.keys()):
+            x, y = np.asarray(mine[key]), np.asarray(oracle[key])
+            if x.dtype != y.dtype or x.shape != y.shape:
+                found.meta.append(f"{key}: {x.dtype}{x.shape} instead of {y.dtype}{y.shape}")
+                continue
+            same = (x == y) | ((x != x) & (y != y))  # noqa: PLR0124 - NaN
+            found.equal_fraction[key] = float(same.mean()) if same.size else 1.0
+        difference = np.abs(np.asarray(mine["data"], np.float64) - np.asarray(oracle["data"], np.float64))
+        with np.errstate(invalid="ignore"):
+            found.outside["data"] = float(np.mean((difference > 1e-3 * err)[good]))
+        found.outside["dq"] = float(np.mean(np.asarray(mine["dq"]) != np.asarray(oracle["dq"])))
+        _compare_meta("meta", mine["meta"], oracle["meta"], found.meta)
+        found.wcs_mas = wcs_difference(mine["meta"]["wcs"], oracle["meta"]["wcs"], np.asarray(oracle["data"]).shape)
+
+
+def _compare_meta(where: str, mine: Any, oracle: Any, found: list[str]) -> None:
+    if isinstance(oracle, dict) and isinstance(mine, dict):
+        for key in sorted({*mine, *oracle} - ACCEPTED_META - {"wcs"}):
+            if key not in mine or key not in oracle:
+                found.append(f"{where}.{key}: only in {'oracle' if key in oracle else 'ours'}")
+            else:
+                _compare_meta(f"{where}.{key}", mine[key], oracle[key], found)
+    elif isinstance(oracle, (list, tuple)) and isinstance(mine, (list, tuple)) and len(mine) == len(oracle):
+        for i, (x, y) in enumerate(zip(mine, oracle, strict=True)):
+            _compare_meta(f"{where}[{i}]", x, y, found)
+    elif isinstance(oracle, float) and isinstance(mine, float):
+        if not (mine == oracle or abs(mine - oracle) <= 1e-6 * abs(oracle) + 1e-9 or (mine != mine and oracle != oracle)):  # noqa: PLR0124
+            found.append(f"{where}: {mine!r} instead of {oracle!r}")
+    elif mine != oracle:
+        found.append(f"{where}: {mine!r} instead of {oracle!r}")
+
+
+def wcs_difference(ours: Any, theirs: Any, shape: tuple[int, ...]) -> float:
+    """Largest separation in mas over a grid on the detector."""
+    if ours is None or theirs is None:
+        return 0.0 if ours is theirs else float("inf")
+    x, y = np.meshgrid(np.linspace(0, shape[1] - 1, 17), np.linspace(0, shape[0] - 1, 17))
+    ra, dec = ours(x, y)
+    ra2, dec2 = theirs(x, y)
+    return float(np.max(np.hypot((ra - ra2) * np.cos(np.radians(dec)), dec - dec2)) * 3.6e6)
+
+
+def compare_catalogs(ours: Path, theirs: Path, found: Differences) -> None:
+    """Columns, types, units and values of two ``_cat`` files; sources are matched by their row."""
+    a, b = pq.read_table(ours), pq.read_table(theirs)
+    found.sources = (a.num_rows, b.num_rows)
+    if [(f.name, f.type, f.metadata) for f in a.schema] != [(f.name, f.type, f.metadata) for f in b.schema]:
+        for f, g in zip(a.schema, b.schema, strict=False):
+            if (f.name, f.type, f.metadata) != (g.name, g.type, g.metadata):
+                found.meta.append(f"column {f.name} {f.type} {f.metadata} instead of {g.name} {g.type} {g.metadata}")
+    mine, oracle = a.schema.metadata, b.schema.metadata
+    for key in sorted({*mine, *oracle}):
+        if not any(word in key.decode() for word in ("software", "file_date", "date", "versions", "ref_file", "yaml", "filename")) and mine.get(key) != oracle.get(key):
+            found.meta.append(f"parquet {key.decode()}: {mine.get(key)!r} instead of {oracle.get(key)!r}")
+    if a.num_rows != b.num_rows:
+        return
+    for name in b.column_names:
+        x = a[name].to_numpy().astype(np.float64)
+        y = b[name].to_numpy().astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            relative = np.abs(x - y) / np.maximum(np.abs(y), 1e-30)
+        relative[(x == y) | (np.isnan(x) & np.isnan(y))] = 0
+        found.columns[name] = float(np.max(np.where(np.isnan(relative), np.inf, relative), initial=0))
+
+
+def compare_products(ours: Path, theirs: Path, exposure: str) -> Differences:
+    """Compare all products of one exposure."""
+    found = Differences()
+    compare_images(ours / f"{exposure}_cal.asdf", theirs / f"{exposure}_cal.asdf", found)
+    if (theirs / f"{exposure}_cat.parquet").exists():
+        compare_catalogs(ours / f"{exposure}_cat.parquet", theirs / f"{exposure}_cat.parquet", found)
+        with asdf.open(ours / f"{exposure}_segm.asdf", memmap=False) as a, asdf.open(theirs / f"{exposure}_segm.asdf", memmap=False) as b:
+            for key in ("data", "detection_image"):
+                if key in b["roman"]:
+                    x, y = np.asarray(a["roman"][key]), np.asarray(b["roman"][key])
+                    found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | ((x != x) & (y != y))))  # noqa: PLR0124
+            _compare_meta("segm.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
+    with asdf.open(ours / f"{exposure}_wcs.asdf") as a, asdf.open(theirs / f"{exposure}_wcs.asdf") as b:
+        _compare_meta("wcs.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
+        for key in ("wcs_l1", "wcs_l2"):
+            found.wcs_mas = max(found.wcs_mas, wcs_difference(a["roman"][key], b["roman"][key], (4096, 4096)))
+    return found
