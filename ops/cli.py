@@ -7,9 +7,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from stream.failure import Failure
+from stream.failure import Failure, FatalError
 
-__all__ = ["main"]
+__all__ = ["main", "parse"]
+
+STOPPED = 1
+"""Exit status when the engine had to stop (disk full, no permission): the work so far is kept."""
 
 USAGE_ERROR = 2
 
@@ -59,8 +62,8 @@ def _add_simulate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(handle=simulate.run)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; exits with status 2 and a usage line when it is wrong."""
     parser = argparse.ArgumentParser(
         prog="rampstream", description="Calibrates exposures of the Roman Space Telescope's Wide Field Instrument."
     )
@@ -68,9 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_run(verbs)
     _add_simulate(verbs)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    options = parse(arguments)
     try:
         status: int = options.handle(options)
+    except FatalError as error:
+        print(f"rampstream: {error}", file=sys.stderr)
+        return STOPPED
     except Failure as error:
         print(f"rampstream: {error}", file=sys.stderr)
         return USAGE_ERROR

@@ -78,6 +78,7 @@ class Outcomes:
         self._clock = clock
         self._reported: dict[str, set[str]] = {association: set() for association in self.lists}
         self._settled: dict[str, dict[int, set[str]]] = {association: {} for association in self.lists}
+        self.closed: set[str] = set()
         self.dispatched: dict[str, int] = {}
         self.first_work: float | None = None
         self.last_product: float | None = None
@@ -136,6 +137,9 @@ class Outcomes:
         self._reported[row.association].add(row.exposure)
         if event["status"] == "failed":
             row.status, row.reason = "failed", event["reason"]
+
+    def _on_closed(self, event: dict[str, Any]) -> None:
+        self.closed.add(event["association"])
 
     def _on_dispatched(self, event: dict[str, Any]) -> None:
         self.dispatched[event["association"]] = event["revision"]

@@ -84,7 +84,7 @@ def closing_table(report: dict[str, Any]) -> Table:
         ("seconds", "right"),
         ("products or reason", "left"),
     ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading == "exposure")  # type: ignore[arg-type]
     for row in report["exposures"]:
         done = row["status"] == "done"
         table.add_row(

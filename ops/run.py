@@ -53,6 +53,9 @@ LOG = logging.getLogger(__name__)
 NEVER = 1e15
 """Seconds: in a run that a person watches a changed member is taken up when all have reported, not after a delay."""
 
+WIDTH = 160
+"""Columns of the closing table where there is no terminal."""
+
 RETRY_SECONDS = (2.0, 10.0)
 """Retry tiers of such a run: it should end within the time that its reader waits for a table."""
 
@@ -112,6 +115,8 @@ def run_from_options(namespace: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(report) + "\n")
     else:
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=WIDTH)
         console.print(closing_table(report))
         for name, reason in report["refused"].items():
             console.print(f"{name}: {reason}", style="red", markup=False)
@@ -346,8 +351,8 @@ class EmbeddedRun:
         close = await self._products.newest_close(association)
         if close is None:
             return False
-        if association not in self._outcomes.dispatched and association not in sent:
-            sent.add(association)
+        if association not in self._outcomes.closed | self._outcomes.dispatched.keys() | sent:
+            sent.add(association)  # closed by an earlier session: take up what changed since, or send its members on
             await aggregator.settle(association)
             return False
         if not self._outcomes.is_done(association, close.used, close.revision):

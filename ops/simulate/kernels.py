@@ -78,9 +78,12 @@ def read_out_rows(  # type: ignore[no-untyped-def]
     none = np.empty(columns)
     sums = np.zeros(columns, dtype=np.int64)
     shared = np.empty(columns)
+    per_electron = np.empty(columns)
+    reciprocal = 1.0 / np.maximum(np.arange(101.0), 1.0)
     for row in range(first, last):
         for col in range(columns):
             charge[col] = 0.0
+            per_electron[col] = 1.0 / gain[row, col]
             none[col] = np.exp(-np.float64(electrons_per_read[row, col]))
         hit = hit_start[row]
         for read in range(reads):
@@ -96,7 +99,7 @@ def read_out_rows(  # type: ignore[no-untyped-def]
                     while left > probability and number < 100:
                         left -= probability
                         number += 1
-                        probability *= mean / number
+                        probability *= mean * reciprocal[number]
                     charge[col] += number
                 elif charge[col] < 2.0 * full_well[row, col] * gain[row, col]:
                     charge[col] += rng.poisson(mean)
@@ -119,7 +122,7 @@ def read_out_rows(  # type: ignore[no-untyped-def]
                         + slope * (np.float64(sample) / length - 0.5)
                     )
             for col in range(columns):
-                linear = min(pedestal[row, col] + charge[col] / gain[row, col], np.float64(full_well[row, col]))
+                linear = min(pedestal[row, col] + charge[col] * per_electron[col], np.float64(full_well[row, col]))
                 value = np.float64(inverse[5, row, col])
                 for k in range(4, -1, -1):
                     value = value * linear + inverse[k, row, col]

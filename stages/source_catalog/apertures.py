@@ -45,7 +45,8 @@ class ApertureFluxes:
 
 
 @njit(nogil=True, cache=True)
-def _aperture(data, err, masked, use_mask, xc, yc, radius):  # type: ignore[no-untyped-def]
+def _aperture(data, err, masked, xc, yc, radius):  # type: ignore[no-untyped-def]
+    """Flux and error with exact overlap; an empty ``masked`` masks nothing."""
     ny, nx = data.shape
     flux = variance = 0.0
     used = False
@@ -54,7 +55,7 @@ def _aperture(data, err, masked, use_mask, xc, yc, radius):  # type: ignore[no-u
             w = circle_pixel_overlap(x - xc, y - yc, radius)
             if w > 0.0:
                 used = True
-                if use_mask and masked[y, x]:
+                if masked.size > 0 and masked[y, x]:
                     continue
                 flux += w * np.float64(data[y, x])
                 variance += w * np.float64(err[y, x] * err[y, x])
@@ -106,6 +107,7 @@ def _annulus(data, xc, yc, inner, outer, values):  # type: ignore[no-untyped-def
 @njit(nogil=True, cache=True)
 def _measure(data, err, x, y, radii, inner, outer, first, last, flux, flux_err, background, background_err):  # type: ignore[no-untyped-def]
     values = np.empty((int(2 * outer) + 4) ** 2)
+    nothing = np.empty((0, 0), dtype=np.bool_)
     for i in range(first, last):
         xc, yc = np.float64(x[i]), np.float64(y[i])
         if not (isfinite(xc) and isfinite(yc)):
@@ -114,7 +116,7 @@ def _measure(data, err, x, y, radii, inner, outer, first, last, flux, flux_err, 
             background[i] = background_err[i] = np.nan
             continue
         for k in range(radii.size):
-            flux[i, k], flux_err[i, k] = _aperture(data, err, np.zeros((1, 1), np.bool_), False, xc, yc, radii[k])
+            flux[i, k], flux_err[i, k] = _aperture(data, err, nothing, xc, yc, radii[k])
         median, std, n = _annulus(data, xc, yc, inner, outer, values)
         background[i] = median
         background_err[i] = sqrt(pi / (2.0 * n)) * std if n > 0 else np.nan
@@ -162,5 +164,5 @@ def aperture_sums(data, masked, x, y, radius):  # type: ignore[no-untyped-def]
     for i in range(x.size):
         flux[i] = np.nan
         if isfinite(x[i]) and isfinite(y[i]):
-            flux[i] = _aperture(data, data, masked, True, np.float64(x[i]), np.float64(y[i]), radius)[0]
+            flux[i] = _aperture(data, data, masked, np.float64(x[i]), np.float64(y[i]), radius)[0]
     return flux

@@ -1,7 +1,7 @@
 """Two-dimensional background: clipped statistics of boxes, and the smooth surface through them. Not the detection.
 
-The method is that of SExtractor (Bertin & Arnouts 1996, A&AS 117, 393) in the form of photutils ``Background2D``: boxes,
-sigma clipping about the median, a 3 x 3 median filter on the mesh, and a bicubic spline up to the image.
+The method is that of SExtractor (Bertin & Arnouts 1996, A&AS 117, 393) in the form of photutils ``Background2D``:
+boxes, sigma clipping about the median, a 3 x 3 median filter on the mesh, and a bicubic spline up to the image.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,18 +178,26 @@ def make_catalog(
     for array in (subtracted, err, convolved):
         _to_nanojansky(array, conversion, area, threads)
     image = Image(subtracted, err, convolved, masked, dq, segmentation)
-    fitted = {"ee_fractions": ee_fractions, "psf": psf, "kernel_fwhm": settings.kernel_fwhm, "threads": threads}
+    measure = partial(
+        measure_all,
+        segments=segments,
+        scale=scale,
+        wcs=wcs,
+        ee_fractions=ee_fractions,
+        psf=psf,
+        kernel_fwhm=settings.kernel_fwhm,
+        threads=threads,
+    )
     if forcing is None:
-        table = catalog_table(measure_all(image, segments, scale, wcs, **fitted))
+        table = catalog_table(measure(image))
         table.meta.update(table_metadata())
         table.meta.update(_aperture_metadata(scale, ee_fractions))
         return CatalogResult(table, segmentation, convolved)
     given = forcing.detection_image.astype(np.float32)
-    forced = Image(subtracted, err, given, masked, dq, segmentation)
-    full = measure_all(forced, segments, scale, wcs, **fitted)
+    _to_nanojansky(given, conversion, area, threads)
+    full = measure(Image(subtracted, err, given, masked, dq, segmentation))
     table = forced_table(full, measure_positions(image, segments, scale, wcs, threads=threads))
     table.meta.update(table_metadata())
-    _to_nanojansky(given, conversion, area, threads)
     return CatalogResult(table, segmentation, given)
 
 

@@ -3,11 +3,13 @@
 Descriptions are those of the RAD schema ``source_catalog_columns``.
 """
 
+# ruff: noqa: E501 - the descriptions are the schema's
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["COLUMNS", "EMPTY_COLUMNS", "FORCED_PREFIX", "FORCED_MEASURED", "FORCED_SHAPES", "PSF_COLUMNS", "Column"]
+__all__ = ["COLUMNS", "EMPTY_COLUMNS", "FORCED_MEASURED", "FORCED_PREFIX", "FORCED_SHAPES", "PSF_COLUMNS", "Column"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +146,10 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 PSF_COLUMNS = frozenset(
-    ("x_psf", "x_psf_err", "y_psf", "y_psf_err", "ra_psf", "dec_psf", "ra_psf_err", "dec_psf_err")
-    + ("psf_flux", "psf_flux_err", "psf_flags", "psf_gof")
+    {
+        *("x_psf", "x_psf_err", "y_psf", "y_psf_err", "ra_psf", "dec_psf", "ra_psf_err", "dec_psf_err"),
+        *("psf_flux", "psf_flux_err", "psf_flags", "psf_gof"),
+    }
 )
 """Columns that are there only with PSF photometry."""
 

@@ -52,7 +52,7 @@ class KronMeasures:
 @njit(nogil=True, cache=True, inline="always")
 def _usable(value, is_masked, other, label):  # type: ignore[no-untyped-def]
     """Unmasked, finite, and not of another segment. Scalars only: arrays would be reference-counted at each call."""
-    return (other == label or other == 0) and not is_masked and isfinite(value)
+    return (other == label or other == 0) and not is_masked and isfinite(value)  # noqa: PLR1714 - compiled
 
 
 @njit(nogil=True, cache=True)

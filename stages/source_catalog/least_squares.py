@@ -162,7 +162,7 @@ def fit_group(psf, parameters, px, py, data, weights):  # type: ignore[no-untype
             status = 1
         if status != 0 or evaluations == MAX_EVALUATIONS:
             break
-        u, s, vt = np.linalg.svd(jacobian, False)
+        u, s, vt = np.linalg.svd(jacobian, full_matrices=False)
         uf = np.dot(u.T, f)
         reduction = -1.0
         new = parameters
@@ -201,7 +201,7 @@ def fit_group(psf, parameters, px, py, data, weights):  # type: ignore[no-untype
             cost = new_cost
             _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_new, jacobian)
             gradient = np.dot(jacobian.T, f)
-    _, s, vt = np.linalg.svd(jacobian, False)
+    _, s, vt = np.linalg.svd(jacobian, full_matrices=False)
     kept = np.count_nonzero(s > EPS * max(m, n) * s[0])
     scaled = vt[:kept] / s[:kept].copy().reshape(-1, 1)
     return status, f, np.dot(scaled.T.copy(), scaled)

@@ -89,7 +89,7 @@ def _region(masked, x, y, px, py, n):  # type: ignore[no-untyped-def]
     """Append the unmasked pixels of the fit region around (x, y); returns the number of pixels appended and tried."""
     ny, nx = masked.shape
     half = FIT_SIZE // 2
-    xc, yc = int(ceil(x - 0.5)), int(ceil(y - 0.5))
+    xc, yc = ceil(x - 0.5), ceil(y - 0.5)
     tried = added = 0
     for yi in range(max(yc - half, 0), min(yc + half + 1, ny)):
         for xi in range(max(xc - half, 0), min(xc + half + 1, nx)):
@@ -182,19 +182,21 @@ def fit_psf_fluxes(
     PSFFits
         NaN for what was not fitted; flags as in `PSFFlag`.
     """
-    flux = aperture_sums(data, masked, x, y, float(FIT_SIZE))
+    start_flux = aperture_sums(data, masked, x, y, float(FIT_SIZE))
     members, starts = group_sources(x, y)
     out = np.full((7, x.size), np.nan)
     flags = np.zeros(x.size, dtype=np.int32)
     fields = (psf.coefficients, psf.knots_x, psf.knots_y, psf.grid_x, psf.grid_y, psf.oversample)
     for_row_blocks(
         lambda first, last: _fit_groups(
-            fields, data, err, masked, x, y, flux, members, starts, first, last, out, flags
+            fields, data, err, masked, x, y, start_flux, members, starts, first, last, out, flags
         ),
         starts.size - 1,
         threads=threads,
     )
-    return PSFFits(*out, _completed_flags(flags, out, data.shape))
+    flux, x_fit, y_fit, flux_err, x_err, y_err, goodness = out
+    flags = _completed_flags(flags, out, data.shape)
+    return PSFFits(flux, x_fit, y_fit, flux_err, x_err, y_err, goodness, flags)
 
 
 def _completed_flags(flags: NDArray[np.int32], out: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.int32]:

@@ -46,8 +46,9 @@ class SourceCatalogParameters(StageParameters):
 class SourceCatalogStage(CalibrationStage):
     """Detect the sources of a calibrated image and measure positions, shapes and fluxes.
 
-    Sets ``exposure.catalog``, ``exposure.tie_points`` (for the joint alignment) and the arrays ``segmentation`` (u4) and ``detection_image`` (f4). When nothing is
-    detected the catalog is empty, the status stays as it was and no reference is recorded.
+    Sets ``exposure.catalog``, ``exposure.tie_points`` for the joint alignment, and the arrays ``segmentation`` (u4) and
+    ``detection_image`` (f4). When nothing is detected the catalog is empty, the status stays as it was and no reference
+    is recorded.
     """
 
     name = "source_catalog"
@@ -107,6 +108,8 @@ class SourceCatalogStage(CalibrationStage):
             add_reddening(result.table, self._reddening(result.table, references))
             self.log.info("Measured %d sources", len(result.table))
             exposure.set_step(self.cal_step, StepStatus.COMPLETE)
+        if parameters.forced_segmentation:
+            exposure.meta.setdefault("image", {})["forced_segmentation"] = parameters.forced_segmentation
         from stages.tweakreg.tie_points import tie_points_bytes
 
         exposure.tie_points = tie_points_bytes(exposure, distortion)
@@ -120,13 +123,14 @@ class SourceCatalogStage(CalibrationStage):
     def _reddening(self, table: Any, references: Mapping[str, Reference | None]) -> NDArray[np.float32]:
         """E(B-V) of each source; NaN for all, with a warning, when the maps cannot be used."""
         north, south = references.get("dustmap_north"), references.get("dustmap_south")
-        try:
-            if north is None or south is None:
-                raise FileNotFoundError("no reddening maps for both galactic hemispheres")
-            return dust_reddening(np.asarray(table["ra"]), np.asarray(table["dec"]), north.path, south.path)
-        except Exception as error:  # noqa: BLE001 - reddening is a convenience: nothing about the maps may cost the catalog
-            self.log.warning("dust_ebv is set to NaN: %s", error)
-            return np.full(len(table), np.nan, dtype=np.float32)
+        reason: object = "no map of both galactic hemispheres"
+        if north is not None and south is not None:
+            try:
+                return dust_reddening(np.asarray(table["ra"]), np.asarray(table["dec"]), north.path, south.path)
+            except Exception as error:  # noqa: BLE001 - nothing about the maps may cost the catalog
+                reason = error
+        self.log.warning("dust_ebv is set to NaN: %s", reason)
+        return np.full(len(table), np.nan, dtype=np.float32)
 
 
 def _required(exposure: Exposure, references: Mapping[str, Reference | None], kind: str) -> Reference:

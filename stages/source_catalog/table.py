@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,15 +29,23 @@ if TYPE_CHECKING:
 
 __all__ = ["add_reddening", "aperture_metadata", "catalog_table", "empty_table", "forced_table", "table_metadata"]
 
-DISTRIBUTIONS = ("numpy", "scipy", "astropy", "photutils", "gwcs")
-"""Libraries whose versions the table records; the measurements follow photutils' definitions."""
+DISTRIBUTIONS = ("numpy", "scipy", "astropy", "photutils", "gwcs", "numba", "rampstream")
+"""What the table records the versions of, where installed; the measurements follow photutils' definitions."""
+
+
+def _versions() -> dict[str, str]:
+    versions = {"Python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def table_metadata() -> dict[str, Any]:
     """Date, versions and the parameters that are the same for every catalog."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-        "versions": {"Python": platform.python_version(), **{name: version(name) for name in DISTRIBUTIONS}},
+        "versions": _versions(),
         "aperture_mask_method": "mask",
         "kron_params": (KRON_SCALE, KRON_MINIMUM, 0.0),
     }
@@ -56,25 +65,32 @@ def aperture_metadata(pixel_scale: float, ee_fractions: NDArray[np.float32]) -> 
 
 
 def add_reddening(table: Table, reddening: NDArray[np.float32]) -> None:
-    """Append the column ``dust_ebv``, in place."""
+    """Add the column ``dust_ebv`` in place: last, but before this image's own shapes in a forced catalog."""
     from astropy.table import Column as TableColumn
 
     column = next(column for column in COLUMNS if column.name == "dust_ebv")
-    table[column.name] = TableColumn(reddening.astype(column.dtype), description=column.description)
+    first_shape = FORCED_PREFIX + FORCED_SHAPES[0]
+    index = table.colnames.index(first_shape) if first_shape in table.colnames else len(table.colnames)
+    values = reddening.astype(column.dtype)
+    table.add_column(TableColumn(values, column.name, description=column.description), index=index)
 
 
 def _table(columns: list[tuple[str, Column]], values: Mapping[str, NDArray[Any]]) -> Table:
-    from astropy.table import Table
     from astropy.table import Column as TableColumn
+    from astropy.table import Table
 
     return Table(
         [
-            TableColumn(np.asarray(values[column.name]).astype(column.dtype), name, unit=column.unit,
-                        description=column.description)
+            TableColumn(
+                np.asarray(values[column.name]).astype(column.dtype),
+                name,
+                unit=column.unit,
+                description=column.description,
+            )
             for name, column in columns
         ],
         copy=False,
-    )  # fmt: skip
+    )
 
 
 def catalog_table(values: Mapping[str, NDArray[Any]]) -> Table:
@@ -106,14 +122,13 @@ def forced_table(full: Mapping[str, NDArray[Any]], shapes: Mapping[str, NDArray[
 
 def empty_table() -> Table:
     """Table without rows and metadata, in the schema's default columns."""
-    by_name = {column.name: column for column in COLUMNS}
-    table = _table([], {})
     from astropy.table import Column as TableColumn
+    from astropy.table import Table
 
+    by_name = {column.name: column for column in COLUMNS}
+    table = Table()
     for name in EMPTY_COLUMNS:
         column = by_name[name.replace("aper00", "aper01")]
-        unit = "mag" if name == "dust_ebv" else column.unit
-        table[name] = TableColumn(
-            np.empty(0, dtype=column.dtype), unit=unit or "none", description=column.description
-        )
+        unit = "mag" if name == "dust_ebv" else column.unit or "none"
+        table[name] = TableColumn(np.empty(0, dtype=column.dtype), unit=unit, description=column.description)
     return table

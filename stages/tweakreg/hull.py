@@ -114,7 +114,7 @@ class SkyPolygon:
         self.center: Array = mean / np.linalg.norm(mean)
         # the vertices of a convex polygon smaller than a hemisphere hold its farthest point
         self.radius = float(np.max(_angle(self.vectors, self.center)))
-        self.area = _solid_angle(self.vectors)
+        self.area = float(_fan(_projected(self.vectors, _tangent_axes(self.center))))
         normals = np.cross(self.vectors.T, np.roll(self.vectors.T, -1, axis=0))
         self.normals: Array = normals * np.sign(normals @ self.center)[:, None]
 
@@ -139,28 +139,58 @@ def common_solid_angle(a: SkyPolygon, b: SkyPolygon) -> float:
     for inner, outer in ((a, b), (b, a)):
         if outer.holds(inner):
             return inner.area
-    to_plane = _tangent_axes(a.center + b.center if distance < 1.0 else a.center)
-    flat = [to_plane @ polygon.vectors for polygon in (a, b)]
-    if any(np.any(vectors[0] <= 0) for vectors in flat):
-        return 0.0
-    subject, clip = (np.ascontiguousarray(_counter_clockwise((vectors[1:] / vectors[0]).T)) for vectors in flat)
-    common = _clip(subject, clip)
-    return _solid_angle(np.vstack([np.ones(len(common)), common.T])) if len(common) > 2 else 0.0
+    return float(_overlap(a.vectors, b.vectors, _tangent_axes(a.center + b.center)))
 
 
+@numba.njit(nogil=True, cache=True)
 def _tangent_axes(center: Array) -> Array:
-    """Rotation matrix whose rows are the centre and two axes of the plane tangent there."""
-    normal = center / np.linalg.norm(center)
-    helper = np.eye(3)[np.argmin(np.abs(normal))]
-    first = np.cross(helper, normal)
-    first /= np.linalg.norm(first)
-    return np.array([normal, first, np.cross(normal, first)])
+    """Rotation matrix whose rows are the direction of a vector and two axes of the plane tangent there."""
+    axes = np.empty((3, 3))
+    normal = axes[0]
+    normal[:] = center / np.sqrt(np.sum(center * center))
+    smallest = np.argmin(np.abs(normal))
+    helper = np.zeros(3)
+    helper[smallest] = 1.0
+    _cross_product(helper, normal, axes[1])
+    axes[1] /= np.sqrt(np.sum(axes[1] * axes[1]))
+    _cross_product(normal, axes[1], axes[2])
+    return axes
 
 
-def _counter_clockwise(polygon: Array) -> Array:
-    x, y = polygon.T
-    area = np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))
-    return polygon if area >= 0 else polygon[::-1]
+@numba.njit(nogil=True, cache=True)
+def _cross_product(a: Array, b: Array, out: Array) -> None:
+    out[0] = a[1] * b[2] - a[2] * b[1]
+    out[1] = a[2] * b[0] - a[0] * b[2]
+    out[2] = a[0] * b[1] - a[1] * b[0]
+
+
+@numba.njit(nogil=True, cache=True)
+def _overlap(a: Array, b: Array, axes: Array) -> float:
+    """Common solid angle of convex polygons (3, k), clipped in the plane tangent to the first of the axes."""
+    subject, clip = _projected(a, axes), _projected(b, axes)
+    if len(subject) == 0 or len(clip) == 0:
+        return 0.0
+    common = _clip(subject, clip)
+    return _fan(common) if len(common) > 2 else 0.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _projected(vectors: Array, axes: Array) -> Array:
+    """Gnomonic coordinates (k, 2), counter-clockwise; none when a vertex is not in front of the plane."""
+    k = vectors.shape[1]
+    flat = np.empty((k, 2))
+    for i in range(k):
+        depth = axes[0, 0] * vectors[0, i] + axes[0, 1] * vectors[1, i] + axes[0, 2] * vectors[2, i]
+        if depth <= 0:
+            return np.empty((0, 2))
+        for j in range(2):
+            row = axes[j + 1]
+            flat[i, j] = (row[0] * vectors[0, i] + row[1] * vectors[1, i] + row[2] * vectors[2, i]) / depth
+    area = 0.0
+    for i in range(k):
+        following = (i + 1) % k
+        area += flat[i, 0] * flat[following, 1] - flat[i, 1] * flat[following, 0]
+    return flat if area >= 0 else flat[::-1].copy()
 
 
 @numba.njit(nogil=True, cache=True)
@@ -193,14 +223,25 @@ def _clip(subject: Array, clip: Array) -> Array:
     return current[:count].copy()
 
 
-def _solid_angle(vectors: Array) -> float:
-    """Sum over a fan of triangles (A. Van Oosterom and J. Strackee 1983, IEEE Trans. Biomed. Eng. 30, 125)."""
-    u = (vectors / np.linalg.norm(vectors, axis=0)).T
-    a, b, c = u[0], u[1:-1], u[2:]
-    # differences of vectors keep the product of three nearly parallel ones accurate
-    triple = np.einsum("ij,j->i", np.cross(b - a, c - a), a)
-    denominator = 1 + b @ a + c @ a + np.einsum("ij,ij->i", b, c)
-    return float(abs(np.sum(2 * np.arctan2(triple, denominator))))
+@numba.njit(nogil=True, cache=True)
+def _fan(flat: Array) -> float:
+    """Solid angle of a polygon in the plane, by a fan of triangles.
+
+    A. Van Oosterom and J. Strackee 1983, IEEE Trans. Biomed. Eng. 30, 125; differences of vectors keep the product of
+    three nearly parallel ones accurate.
+    """
+    units = np.empty((len(flat), 3))
+    for i in range(len(flat)):
+        units[i, 0], units[i, 1], units[i, 2] = 1.0, flat[i, 0], flat[i, 1]
+        units[i] /= np.sqrt(np.sum(units[i] * units[i]))
+    normal = np.empty(3)
+    total = 0.0
+    a = units[0]
+    for i in range(1, len(flat) - 1):
+        b, c = units[i], units[i + 1]
+        _cross_product(b - a, c - a, normal)
+        total += 2 * np.arctan2(np.sum(normal * a), 1 + np.sum(a * b) + np.sum(a * c) + np.sum(b * c))
+    return abs(total)
 
 
 def bounding_circle(polygons: Sequence[SkyPolygon]) -> tuple[Array, float]:

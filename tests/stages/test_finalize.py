@@ -117,6 +117,8 @@ def test_the_alignment_moves_wcs_catalog_and_footprint(tmp_path: Path) -> None:
         assert cal.meta.source_catalog.tweakreg_catalog_name == f"{BASE}_cat.parquet"
         assert segm.meta.wcsinfo.s_region == region, "catalog and map were made before the alignment"
         table = pq.read_table(tmp_path / f"{BASE}_cat.parquet")
+        assert table.schema.metadata[b"roman.meta.image.filename"] == f"{BASE}_uncal.asdf".encode()
+        assert table.schema.metadata[b"roman.meta.filename"] == f"{BASE}_cat.parquet".encode()
         ra, dec = cal.meta.wcs(np.asarray(table["x_centroid"]), np.asarray(table["y_centroid"]))
         np.testing.assert_allclose(table["ra_centroid"], ra, rtol=0, atol=1e-12)
         np.testing.assert_allclose(table["dec_centroid"], dec, rtol=0, atol=1e-12)

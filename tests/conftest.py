@@ -1,0 +1,106 @@
+"""Fixtures that several folders of tests share: one small simulation a session, and running the command line."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROWS = 128
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A simulation on disk."""
+
+    root: Path
+
+    @property
+    def references(self) -> Path:
+        return self.root / "references"
+
+    @property
+    def gaia(self) -> Path:
+        return self.root / "gaia.parquet"
+
+    @property
+    def exposures(self) -> list[Path]:
+        return sorted((self.root / "l1").glob("*_uncal.asdf"))
+
+    @property
+    def associations(self) -> list[Path]:
+        return sorted((self.root / "associations").glob("*_asn.json"))
+
+
+def simulate(out: Path, **options: Any) -> Simulated:
+    """Simulate a small frame."""
+    from ops.simulate import SimulateOptions
+    from ops.simulate import simulate as run
+
+    run(SimulateOptions(out=out, **{"rows": ROWS, **options}), lambda _: None)
+    return Simulated(out)
+
+
+def run_command(
+    simulated: Simulated, inputs: Sequence[Path], out: Path, *options: str, check: bool = True
+) -> dict[str, Any]:
+    """Run ``rampstream run … --json`` in a process of its own and return its report."""
+    process = subprocess.run(command(simulated, inputs, out, *options), capture_output=True, text=True, check=False)
+    report: dict[str, Any] = json.loads(process.stdout) if process.stdout else {}
+    report |= {"returncode": process.returncode, "stderr": process.stderr}
+    if check:
+        assert process.returncode == 0, report
+    return report
+
+
+def command(simulated: Simulated, inputs: Sequence[Path], out: Path, *options: str) -> list[str]:
+    """Words of ``rampstream run``."""
+    return [
+        sys.executable,
+        "-m",
+        "ops.cli",
+        "run",
+        *map(str, inputs),
+        "--references",
+        str(simulated.references),
+        "--gaia",
+        str(simulated.gaia),
+        "--out",
+        str(out),
+        "--json",
+        *options,
+    ]
+
+
+def run_in_process(simulated: Simulated, inputs: Sequence[Path], out: Path, *options: str) -> dict[str, Any]:
+    """Run in this process (job processes are their own all the same), so that coverage sees it."""
+    import anyio
+    from rich.console import Console
+
+    from ops import cli
+    from ops.run import EmbeddedRun, RunOptions
+
+    words = command(simulated, inputs, out, *options)[3:]
+    namespace: argparse.Namespace = cli.parse(words)
+    report: dict[str, Any] = anyio.run(EmbeddedRun(RunOptions(namespace), Console(file=io.StringIO())).execute)
+    return report
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
+    """One imaging exposure of WFI01 on a frame of few rows."""
+    return simulate(tmp_path_factory.mktemp("simulated"))
+
+
+@pytest.fixture(scope="session")
+def simulated_association(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
+    """Two detectors at two dither positions."""
+    return simulate(tmp_path_factory.mktemp("association"), detectors=("WFI01", "WFI02"), dithers=2)
