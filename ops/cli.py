@@ -29,15 +29,24 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="L1 file (.asdf) or association (.json)")
     parser.add_argument("--references", required=True, type=Path, metavar="DIR", help="folder with reference files")
-    parser.add_argument("--gaia", required=True, type=Path, metavar="TABLE", help="table of reference stars (ra, dec, …)")
+    parser.add_argument(
+        "--gaia", required=True, type=Path, metavar="TABLE", help="table of reference stars (ra, dec, …)"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the products")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for the engine's state (default: OUT/.rampstream)")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="folder for the engine's state (default: OUT/.rampstream)"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings; options win over it")
     parser.add_argument(
         "--set", action="append", default=[], dest="assignments", metavar="STAGE.PARAMETER=VALUE", help="one parameter"
     )
     parser.add_argument(
-        "--reference", action="append", default=[], dest="pins", metavar="TYPE=FILE", help="a reference that wins over selection"
+        "--reference",
+        action="append",
+        default=[],
+        dest="pins",
+        metavar="TYPE=FILE",
+        help="a reference that wins over selection",
     )
     parser.add_argument("--preset", choices=("fused", "balanced", "granular"), help="which stages share a segment")
     parser.add_argument("--slots", type=int, help="exposures worked on at the same time")

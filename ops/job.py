@@ -186,9 +186,7 @@ def finalize(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str,
     report({"event": "stage_started", "stage": FINALIZE})
     stage = bench.stage(FINALIZE)
     facts = arguments["facts"]
-    item = bench.payload.load(
-        Path(arguments["tree"]), {name: Path(path) for name, path in arguments["arrays"].items()}
-    )
+    item = bench.payload.load(Path(arguments["tree"]), {name: Path(path) for name, path in arguments["arrays"].items()})
     references: dict[str, Any] = {}
     for reference_type in stage.references_for(facts, bench.parameters(FINALIZE)):
         selected = bench.references.select(reference_type, facts)

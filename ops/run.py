@@ -15,7 +15,6 @@ import shutil
 import sys
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -23,12 +22,14 @@ import anyio.to_thread
 from rich.console import Console
 
 from ops.ingest import Entry, Ingest, inspect, read_inputs
+from ops.joint import JointSolver
 from ops.outcome import Outcomes
+from ops.pipeline_jobs import JobLimits, PipelineJobs
 from ops.product_sets import ProductSets
 from ops.progress import ProgressBars, closing_table
-from ops.settings import RunSettings, load_settings, parse_assignment, parse_reference_pin
+from ops.run_options import RunOptions, log_to_file
 from ops.table import Pipeline, build_pipeline
-from ops.work import JobLimits, PipelineWork, dropped_key, ingest_key
+from ops.work import PipelineWork, drop_payloads, ingest_key
 from stream.aggregator import Aggregator
 from stream.association import AssociationSettings
 from stream.broker.embedded import EmbeddedBroker
@@ -39,14 +40,14 @@ from stream.jobs import Job
 from stream.member_list import put_member_list
 from stream.message import MemberStatus, Message
 from stream.process_runner import ProcessJobRunner
-from stream.results import Manifest, ObjectKind, Results
+from stream.results import Manifest, Results
 from stream.retry import Breaker, RetryPolicy
 from stream.router import Router, run_topics
 from stream.run_records import Attempts, RunRecords
 from stream.store.obstore_store import open_store
 from stream.worker import SegmentWorker
 
-__all__ = ["EmbeddedRun", "RunOptions", "run_from_options"]
+__all__ = ["EmbeddedRun", "run_from_options"]
 
 LOG = logging.getLogger(__name__)
 
@@ -60,55 +61,10 @@ RETRY_SECONDS = (2.0, 10.0)
 """Retry tiers of such a run: it should end within the time that its reader waits for a table."""
 
 
-class RunOptions:
-    """What a person asked for, checked.
-
-    Raises
-    ------
-    PermanentError
-        A setting, the references folder, the star table or the output folder is not usable.
-    """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        given: dict[str, Any] = {
-            name: value for name in ("preset", "slots", "threads") if (value := getattr(options, name)) is not None
-        }
-        if options.keep:
-            given["keep"] = True
-        for text in options.assignments:
-            stage, parameter, value = parse_assignment(text)
-            given.setdefault("parameters", {}).setdefault(stage, {})[parameter] = value
-        if options.pins:
-            given["references"] = dict(parse_reference_pin(text) for text in options.pins)
-        self.settings: RunSettings = load_settings(options.config, given)
-        self.references = options.references.resolve()
-        self.gaia = options.gaia.resolve()
-        self.out = options.out.resolve()
-        self.work = (options.work or options.out / ".rampstream").resolve()
-        self.replace = bool(options.replace)
-        self.json = bool(options.json)
-        self.inputs: list[Path] = options.inputs
-        if not self.references.is_dir():
-            raise PermanentError(f"--references {options.references}: there is no such folder")
-        if not self.gaia.is_file():
-            raise PermanentError(f"--gaia {options.gaia}: there is no such file")
-        for folder in (self.out, self.work):
-            _make_writable(folder)
-
-
-def _make_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PermanentError(f"{folder}: the folder cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermanentError(f"{folder}: the folder is not writable")
-
-
 def run_from_options(namespace: argparse.Namespace) -> int:
     """Run, show what came of it, and return the exit status."""
     options = RunOptions(namespace)
-    _log_to_file(options.work)
+    log_to_file(options.work)
     console = Console(stderr=True)
     report = anyio.run(EmbeddedRun(options, console).execute)
     if options.json:
@@ -122,18 +78,6 @@ def run_from_options(namespace: argparse.Namespace) -> int:
             console.print(f"{name}: {reason}", style="red", markup=False)
         console.print(f"products in {report['out']}; log in {report['log']}", markup=False)
     return int(report["exit"])
-
-
-def _log_to_file(work: Path) -> None:
-    folder = work / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
 
 
 class EmbeddedRun:
@@ -208,7 +152,9 @@ class EmbeddedRun:
 
     async def _check_environment(self) -> None:
         stages = list(self._pipeline.segments.topology.stages)
-        job = Job(entry="ops.job:check", arguments={"environment": self._environment(), "stages": stages}, label="check")
+        job = Job(
+            entry="ops.job:check", arguments={"environment": self._environment(), "stages": stages}, label="check"
+        )
         outcome = await self._runner.run(job)
         if outcome.failure is not None:
             raise PermanentError(str(outcome.failure["message"]))
@@ -234,15 +180,16 @@ class EmbeddedRun:
             store=self._store, results=self._results, run=self.run, out=self._options.out, cache=cache,
             observe=self._observe,
         )  # fmt: skip
+        jobs = PipelineJobs(
+            runner=self._runner, environment=self._environment(), limits=self._limits(), observe=self._observe
+        )
         work = PipelineWork(
-            environment=self._environment(),
+            jobs=jobs,
             store=self._store,
             results=self._results,
             records=self._records,
-            runner=self._runner,
             router=router,
             products=self._products,
-            limits=self._limits(),
             cache=cache,
             scratch=self._options.work / "scratch",
             keep_after=self._settings.keep_after,
@@ -252,7 +199,7 @@ class EmbeddedRun:
             broker=self._broker,
             store=self._store,
             router=router,
-            solver=work.solve,
+            solver=JointSolver(jobs=jobs, store=self._store, results=self._results, cache=cache).solve,
             settings=AssociationSettings(deadline=None, revision_delay=NEVER),
             clock=self._clock,
             observe=self._observe,
@@ -328,8 +275,9 @@ class EmbeddedRun:
         known = json.loads(await self._store.get(key) or b"{}")
         if known.get("digest") != entry.digest and not self._options.replace:
             return (
-                f"{entry.path}: an exposure named {entry.id} with other content was ingested before from {known.get('path')} "
-                f"(SHA-256 {str(known.get('digest'))[:12]}…, now {entry.digest[:12]}…); say --replace to take the new one"
+                f"{entry.path}: an exposure named {entry.id} with other content was ingested before from "
+                f"{known.get('path')} (SHA-256 {str(known.get('digest'))[:12]}…, now {entry.digest[:12]}…); "
+                "say --replace to take the new one"
             )
         await self._store.put(key, document)
         return None
@@ -381,23 +329,12 @@ class EmbeddedRun:
         """Drop the payloads of exposures whose associations are all closed with every member ok."""
         if self._settings.keep:
             return
+        stages = self._pipeline.segments.topology.stages
         failed = {row.association for row in self._outcomes.rows.values() if row.status != "done"}
         wanted = {row.exposure for row in self._outcomes.rows.values() if row.association in failed}
         for exposure in {row.exposure for row in self._outcomes.rows.values()} - wanted:
-            await self._drop(exposure)
+            await drop_payloads(self._store, self._results, self._records, exposure, stages)
         shutil.rmtree(self._options.work / "scratch", ignore_errors=True)
-
-    async def _drop(self, exposure: str) -> None:
-        for stage in self._pipeline.segments.topology.stages:
-            pointer = await self._records.pointer(exposure, stage)
-            if pointer is None:
-                continue
-            manifest = await self._results.read(pointer.manifest)
-            large = [o for o in manifest.objects if o.kind in {ObjectKind.TREE, ObjectKind.ARRAY}]
-            if large:
-                await self._store.put(dropped_key(manifest.identity), b"{}")
-            for stored in large:
-                await self._store.delete(stored.key)
 
     def _report(self, ingest: Ingest, seconds: float) -> dict[str, Any]:
         rows = [

@@ -20,7 +20,9 @@ class CustomStage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    entry: str = Field(description="``module:Class`` of the stage, or the name of an entry point in 'rampstream.stages'.")
+    entry: str = Field(
+        description="``module:Class`` of the stage, or the name of an entry point in 'rampstream.stages'."
+    )
     after: str | None = Field(default=None, description="Run right after this stage.")
     replaces: str | None = Field(default=None, description="Take the place of this stage.")
 
@@ -29,13 +31,19 @@ class RunSettings(BaseSettings):
     """Everything that decides how a run works; parameters of stages are under their own names."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RAMPSTREAM_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix="RAMPSTREAM_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     preset: Literal["fused", "balanced", "granular"] = Field(
         default="fused", description="Which consecutive stages run back to back without a topic between them."
     )
-    slots: int = Field(default=1, ge=1, description="Exposures worked on at the same time, each in a job process of its own.")
+    slots: int = Field(
+        default=1, ge=1, description="Exposures worked on at the same time, each in a job process of its own."
+    )
     threads: int = Field(
         default_factory=lambda: max(1, len(os.sched_getaffinity(0))),
         ge=1,
@@ -43,11 +51,19 @@ class RunSettings(BaseSettings):
     )
     job_seconds: float = Field(default=1800.0, gt=0, description="Wall-clock limit of one job.")
     job_memory_gb: float | None = Field(
-        default=None, gt=0, description="Limit on a job's private memory in GB; none: 80 % of the machine's, shared by the slots."
+        default=None,
+        gt=0,
+        description="Limit on a job's private memory in GB; none: 80 % of the machine's, shared by the slots.",
     )
-    keep: bool = Field(default=False, description="Keep payloads in the work folder after their associations are closed.")
-    keep_after: tuple[str, ...] = Field(default=(), description="Stages whose results are stored although a segment goes on.")
-    references: dict[str, Path] = Field(default_factory=dict, description="Reference files by type that win over selection.")
+    keep: bool = Field(
+        default=False, description="Keep payloads in the work folder after their associations are closed."
+    )
+    keep_after: tuple[str, ...] = Field(
+        default=(), description="Stages whose results are stored although a segment goes on."
+    )
+    references: dict[str, Path] = Field(
+        default_factory=dict, description="Reference files by type that win over selection."
+    )
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Parameters by stage.")
     stages: dict[str, CustomStage] = Field(default_factory=dict, description="Stages added or replaced by name.")
 
@@ -143,6 +159,7 @@ def load_settings(config: Path | None, options: dict[str, Any]) -> RunSettings:
         return RunSettings(**_merge(_merge(from_file, environment), options))
     except ValidationError as error:
         lines = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {item['input']!r})" for item in error.errors()
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {item['input']!r})"
+            for item in error.errors()
         )
         raise PermanentError(f"{config or 'settings'}: {lines}") from error

@@ -28,7 +28,10 @@ class Pipeline:
         """Return the part of a run's definition that it decides: topology and parameters, not the preset."""
         topology = self.segments.topology
         return {
-            "topology": [{"name": row.name, "branches": sorted(row.branches), "entry": self.entries[row.name]} for row in topology.rows],
+            "topology": [
+                {"name": row.name, "branches": sorted(row.branches), "entry": self.entries[row.name]}
+                for row in topology.rows
+            ],
             "parameters": self.settings.parameters,
         }
 
@@ -60,7 +63,9 @@ def _with_custom(
     if ":" not in entry:
         found = entry_points(group=ENTRY_POINTS, name=entry)
         if not found:
-            raise PermanentError(f"stages.{name}.entry: there is no entry point {entry!r} in the group {ENTRY_POINTS!r}")
+            raise PermanentError(
+                f"stages.{name}.entry: there is no entry point {entry!r} in the group {ENTRY_POINTS!r}"
+            )
         entry = next(iter(found)).value
     try:
         stage = make_stage(entry)

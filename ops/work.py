@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ops.pipeline_jobs import Observer, PipelineJobs
 from ops.product_sets import ProductSets
-from stages.pipeline import FINALIZE, JOINT
-from stream.aggregator import Solved
-from stream.association import Close
+from stages.pipeline import FINALIZE
 from stream.failure import PermanentError, RetriableError
-from stream.identity import canonical_json, chain, final_identity, hash_parts, joint_solution_identity
-from stream.jobs import Job, JobProgress, JobRunner
-from stream.member_list import MemberList, load_close, read_member_list
-from stream.message import MemberMessage, Message, MessageKind
+from stream.identity import chain, final_identity, hash_parts
+from stream.member_list import load_close, read_member_list
+from stream.message import Message, MessageKind
 from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key, result_key
 from stream.router import Router
 from stream.run_records import RunRecords
 from stream.segment import SegmentPlan
 from stream.store import ObjectStore
 from stream.topology import Segment
-from stream.worker import WorkFailedError
 
-__all__ = ["JobLimits", "PipelineWork", "dropped_key", "ingest_key"]
-
-Observer = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class JobLimits:
-    """What one job may use."""
-
-    threads: int
-    wall_seconds: float
-    memory_bytes: int
+__all__ = ["PipelineWork", "drop_payloads", "dropped_key", "ingest_key"]
 
 
 def ingest_key(run: str, exposure: str) -> str:
@@ -51,19 +36,33 @@ def dropped_key(identity: str) -> str:
     return f"dropped/{identity}"
 
 
+async def drop_payloads(
+    store: ObjectStore, results: Results, records: RunRecords, exposure: str, stages: Sequence[str]
+) -> None:
+    """Delete the large objects of an exposure's results; marked first, so that the manifests still count."""
+    for stage in stages:
+        pointer = await records.pointer(exposure, stage)
+        if pointer is None:
+            continue
+        manifest = await results.read(pointer.manifest)
+        large = [stored for stored in manifest.objects if stored.kind in {ObjectKind.TREE, ObjectKind.ARRAY}]
+        if large:
+            await store.put(dropped_key(manifest.identity), b"{}")
+        for stored in large:
+            await store.delete(stored.key)
+
+
 class PipelineWork:
-    """Implements `stream.worker.SegmentWork`, and the aggregator's solver.
+    """Implements `stream.worker.SegmentWork`.
 
     Parameters
     ----------
-    environment : mapping
-        What job processes need to know (see `ops.job.Workbench`).
-    store, results, records, runner, router : ObjectStore, Results, RunRecords, JobRunner, Router
+    jobs : PipelineJobs
+        Runs the jobs.
+    store, results, records, router : ObjectStore, Results, RunRecords, Router
         The engine's parts.
     products : ProductSets
         Told about finalized exposures.
-    limits : JobLimits
-        Of each job.
     cache, scratch : Path
         Folders for fetched objects and for files being made.
     keep_after : tuple of str
@@ -75,27 +74,23 @@ class PipelineWork:
     def __init__(
         self,
         *,
-        environment: Mapping[str, Any],
+        jobs: PipelineJobs,
         store: ObjectStore,
         results: Results,
         records: RunRecords,
-        runner: JobRunner,
         router: Router,
         products: ProductSets,
-        limits: JobLimits,
         cache: Path,
         scratch: Path,
         keep_after: tuple[str, ...] = (),
         observe: Observer = lambda _: None,
     ) -> None:
-        self._environment = dict(environment)
+        self._jobs = jobs
         self._store = store
         self._results = results
         self._records = records
-        self._runner = runner
         self._router = router
         self._products = products
-        self._limits = limits
         self._cache = cache
         self._scratch = scratch
         self._keep_after = keep_after
@@ -126,32 +121,6 @@ class PipelineWork:
         )  # fmt: skip
         await self._products.failed(str(message.association), message.exposure, reason)
 
-    async def _job(self, entry: str, arguments: dict[str, Any], *, label: str, bigger_slot: bool = False) -> Any:
-        factor = 2 if bigger_slot else 1
-        job = Job(
-            entry=f"ops.job:{entry}",
-            arguments={"environment": self._environment, **arguments},
-            threads=self._limits.threads,
-            wall_seconds=self._limits.wall_seconds * factor,
-            memory_bytes=self._limits.memory_bytes * factor,
-            label=label,
-        )
-
-        def progress(report: JobProgress) -> None:
-            self._observe({"exposure": label, **report.report})
-
-        outcome = await self._runner.run(job, progress=progress)
-        if outcome.failure is not None:
-            raise WorkFailedError(outcome)
-        self._observe(
-            {"event": "job_done", "exposure": label, "entry": entry, "seconds": outcome.wall_seconds,
-             "cpu_seconds": outcome.cpu_seconds, "peak_rss_bytes": outcome.peak_rss_bytes}
-        )  # fmt: skip
-        return outcome.result
-
-    async def _recipes(self, stages: tuple[str, ...], message: Message) -> Any:
-        return await self._job("recipes", {"stages": list(stages), "facts": message.facts}, label=message.exposure)
-
     async def _stored(self, identity: str) -> Manifest | None:
         """Result that is whole, or whose payload was dropped on purpose while its small objects are still there."""
         found = await self._results.find(identity)
@@ -166,9 +135,11 @@ class PipelineWork:
     ) -> Manifest:
         first = segment.stages.index(message.stage)
         stages = tuple(
-            name for name in segment.stages[first:] if message.branch in self._router.segments.topology.row(name).branches
+            name
+            for name in segment.stages[first:]
+            if message.branch in self._router.segments.topology.row(name).branches
         )
-        known = await self._recipes(stages, message)
+        known = await self._jobs.recipes(stages, message)
         identities, identity = [], message.identity
         for name, recipe in known["recipes"]:
             identity = chain(identity, recipe)
@@ -222,7 +193,7 @@ class PipelineWork:
             staging=staging,
         )
         try:
-            made = await self._job(
+            made = await self._jobs.run(
                 "execute", {"plan": plan.model_dump(mode="json")}, label=message.exposure, bigger_slot=bigger_slot
             )
             self._check_unchanged(start)
@@ -261,51 +232,6 @@ class PipelineWork:
         if (found.st_size, found.st_mtime_ns) != (manifest.extra["size"], manifest.extra["mtime_ns"]):
             raise PermanentError(f"{path}: the file changed after it was ingested; run again with what it is now")
 
-    async def solve(self, members: MemberList, close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
-        """Solve one close of an association; an equal solution that is stored is used again."""
-        statuses = [(m.member, m.status, self._tie_digest(messages.get(m.member))) for m in close.members]
-        if not any(digest for _, _, digest in statuses):
-            return None
-        known = await self._job("joint_recipe", {}, label=close.association)
-        identity = joint_solution_identity(statuses, recipe=known["recipe"], star_list=known["star_list"])
-        found = await self._results.find(identity)
-        if found is None:
-            found = await self._solve(members, close, messages, identity)
-        return Solved(found.key, found.identity)
-
-    @staticmethod
-    def _tie_digest(message: MemberMessage | None) -> str | None:
-        return None if message is None else message.tie_points_digest
-
-    async def _solve(
-        self, members: MemberList, close: Close, messages: dict[str, MemberMessage], identity: str
-    ) -> Manifest:
-        described = []
-        for member in close.members:
-            message = messages.get(member.member)
-            path = None
-            if message is not None and message.tie_points is not None:
-                path = str(await self._store.fetch(message.tie_points, self._cache))
-            described.append(
-                {"id": member.member, "status": member.status if member.status != "missing" else "failed",
-                 "facts": dict(message.facts) if message else {}, "tie_points": path}
-            )  # fmt: skip
-        document = await self._job("solve", {"members": described}, label=close.association)
-        data = canonical_json(document)
-        key = object_key(close.association, JOINT, f"{close.revision}-{identity[:12]}", "solution.json")
-        info = await self._store.put(key, data)
-        stored = StoredObject("solution", key, _digest(data), info.size, ObjectKind.SIDE)
-        return await self._results.publish(
-            Manifest(
-                identity=identity,
-                exposure=close.association,
-                stage=JOINT,
-                branch=JOINT,
-                objects=(stored,),
-                extra={"expected": list(close.expected), "used": list(close.used)},
-            )
-        )
-
     async def _finalize(self, message: Message, *, attempt: str, bigger_slot: bool) -> Manifest:
         association = str(message.association)
         members = await read_member_list(self._store, message.run, association)
@@ -314,7 +240,7 @@ class PipelineWork:
             close = await load_close(self._store, message.run, association, message.revision)
         used = close.used if close is not None else ()
         solution = None if message.solution is None else await self._results.read(message.solution)
-        known = await self._recipes((FINALIZE,), message)
+        known = await self._jobs.recipes((FINALIZE,), message)
         if known["error"] is not None:
             raise PermanentError(f"{message.exposure}: {known['error']}")
         identity = final_identity(
@@ -336,7 +262,9 @@ class PipelineWork:
         if payload is None:
             payload = await self._recompute(message, attempt=attempt)
         described = {**members.extra, "expected": list(members.members), "used": list(used)}
-        return await self._write_products(message, payload, identity, document, described, attempt, bigger_slot=bigger_slot)
+        return await self._write_products(
+            message, payload, identity, document, described, attempt, bigger_slot=bigger_slot
+        )
 
     async def _recompute(self, message: Message, *, attempt: str) -> Manifest:
         """Make a payload anew that was dropped, from the ingested input."""
@@ -348,11 +276,16 @@ class PipelineWork:
         root = await self._results.read(value["manifest"])
         current: Manifest | None = root
         while current is not None and current.identity != message.identity:
-            stage = topology.first_stage(root.branch) if current is root else topology.next_stage(current.stage, current.branch)
+            stage = (
+                topology.first_stage(root.branch)
+                if current is root
+                else topology.next_stage(current.stage, current.branch)
+            )
             if stage is None or topology.row(stage).joint:
                 raise PermanentError(f"{message.exposure}: its recipe changed while it waited; run it again")
             step = Message(
-                run=message.run, exposure=message.exposure, stage=stage, branch=current.branch, identity=current.identity,
+                run=message.run, exposure=message.exposure, stage=stage, branch=current.branch,
+                identity=current.identity,
                 manifest=current.key, facts=dict(current.facts),
             )  # fmt: skip
             segment = self._router.segments.containing(stage)
@@ -378,7 +311,7 @@ class PipelineWork:
         tree = next(o.name for o in payload.objects if o.kind is ObjectKind.TREE)
         folder = self._staging(attempt)
         try:
-            made = await self._job(
+            made = await self._jobs.run(
                 "finalize",
                 {
                     "tree": str(paths[tree]),
@@ -411,7 +344,3 @@ class PipelineWork:
                 extra={"content": made["digests"], "summary": made["summary"]},
             )
         )
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -1,6 +1,7 @@
 """The thin base of every calibration stage: skipping, status and reference bookkeeping. Not the science.
 
-A concrete stage gives the class attributes of `stream.stage.Stage` and ``process``, which calls its array-level function.
+A concrete stage gives the class attributes of `stream.stage.Stage` and ``process``, which calls its array-level
+function.
 """
 
 from __future__ import annotations

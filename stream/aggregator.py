@@ -23,7 +23,7 @@ from stream.clock import Clock
 from stream.failure import FailureClass, PermanentError, PoisonError
 from stream.identity import canonical_json
 from stream.inbox import Inbox
-from stream.member_list import MemberList, load_close, put_close, read_member_list
+from stream.member_list import load_close, put_close, read_member_list
 from stream.message import MemberMessage, MemberStatus, Message, MessageKind
 from stream.router import Router
 from stream.store import ObjectStore
@@ -46,7 +46,7 @@ class Solved:
     identity: str
 
 
-Solver = Callable[[MemberList, Close, dict[str, MemberMessage]], Awaitable[Solved | None]]
+Solver = Callable[[Close, dict[str, MemberMessage]], Awaitable[Solved | None]]
 """Solves one close; None when no member can be aligned. Failures of the fit itself are part of a solution."""
 
 Observer = Callable[[dict[str, Any]], None]
@@ -90,7 +90,6 @@ class Aggregator:
         self._clock = clock
         self._observe = observe
         self._associations: dict[str, Association] = {}
-        self._lists: dict[str, MemberList] = {}
         self._messages: dict[str, dict[str, MemberMessage]] = {}
         self._dispatched: dict[str, int] = {}
         self._at_once: set[tuple[str, str]] = set()
@@ -152,7 +151,6 @@ class Aggregator:
             while (close := await load_close(self._store, self._router.run, association, revision)) is not None:
                 state.record_close(close)
                 revision += 1
-            self._lists[association] = members
             self._associations[association] = state
         return state
 
@@ -239,7 +237,7 @@ class Aggregator:
         present = {m: messages[m] for m in close.used if m in messages}
         solved = None
         if close.outcome is CloseOutcome.ALIGN:
-            solved = await self._solver(self._lists[close.association], close, present)
+            solved = await self._solver(close, present)
         for message in present.values():
             if message.status is MemberStatus.OK:
                 await self._router.send(self._finalize(message, revision=close.revision, solution=solved))

@@ -52,6 +52,4 @@ async def bury(
 
 def reasons(record: Record) -> dict[str, str]:
     """Return what burying added, without the prefix."""
-    return {
-        name.removeprefix(PREFIX): value.decode() for name, value in record.headers if name.startswith(PREFIX)
-    }
+    return {name.removeprefix(PREFIX): value.decode() for name, value in record.headers if name.startswith(PREFIX)}

@@ -1,4 +1,4 @@
-"""Typed failures: each exception carries the class that decides what happens to its message. Not the retry policy itself."""
+"""Typed failures: each exception carries the class that decides what happens to its message. Not the retry policy."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ __all__ = ["FETCH_SECONDS", "Inbox"]
 LOG = logging.getLogger(__name__)
 
 FETCH_SECONDS = 0.5
-"""How long one fetch waits. It bounds how late a freed slot is noticed when nothing arrives; arrival itself wakes a fetch."""
+"""How long one fetch waits. It bounds how late a freed slot is noticed; an arrival wakes a fetch."""
 
 Handler = Callable[[Record], Awaitable[None]]
 
@@ -46,7 +46,14 @@ class Inbox:
     """
 
     def __init__(
-        self, *, broker: Broker, group: str, topics: Sequence[str], handler: Handler, capacity: int = 1, start: str = "earliest"
+        self,
+        *,
+        broker: Broker,
+        group: str,
+        topics: Sequence[str],
+        handler: Handler,
+        capacity: int = 1,
+        start: str = "earliest",
     ) -> None:
         self._broker = broker
         self._group = group

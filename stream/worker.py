@@ -111,7 +111,9 @@ class SegmentWorker:
         self._locks: dict[str, anyio.Lock] = {}
         topic = topic_name(router.run, segment.name)
         retries = [retry_topic_name(router.run, segment.name, tier) for tier in range(len(policy.retry_delays))]
-        self._inbox = Inbox(broker=broker, group=topic, topics=(topic, *retries), handler=self._handle, capacity=capacity)
+        self._inbox = Inbox(
+            broker=broker, group=topic, topics=(topic, *retries), handler=self._handle, capacity=capacity
+        )
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled.
@@ -191,9 +193,7 @@ class SegmentWorker:
         await self._give_up(record, message, error, attempts)
         return False
 
-    async def _give_up(
-        self, record: Record, message: Message, error: Failure, attempts: Sequence[Attempt]
-    ) -> None:
+    async def _give_up(self, record: Record, message: Message, error: Failure, attempts: Sequence[Attempt]) -> None:
         await bury(
             self._broker,
             self._router.run,

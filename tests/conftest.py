@@ -86,7 +86,8 @@ def run_in_process(simulated: Simulated, inputs: Sequence[Path], out: Path, *opt
     from rich.console import Console
 
     from ops import cli
-    from ops.run import EmbeddedRun, RunOptions
+    from ops.run import EmbeddedRun
+    from ops.run_options import RunOptions
 
     words = command(simulated, inputs, out, *options)[3:]
     namespace: argparse.Namespace = cli.parse(words)

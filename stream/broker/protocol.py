@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 __all__ = [
     "NOT_BEFORE",
@@ -26,7 +26,7 @@ __all__ = [
 Headers = tuple[tuple[str, bytes], ...]
 
 NOT_BEFORE = "not-before"
-"""Header with a Unix time in ms (ASCII): a consumer withholds the record, and what follows it in its partition, until then."""
+"""Header with a Unix time in ms: until then a consumer withholds the record, and what follows in the partition."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -99,7 +99,7 @@ class AssignmentListener(Protocol):
 class Consumer(Protocol):
     """One member of a consumer group."""
 
-    async def fetch(self, *, max_records: int, timeout: float) -> Sequence[Record]:
+    async def fetch(self, *, max_records: int, timeout: float) -> Sequence[Record]:  # noqa: ASYNC109 - it returns, not raises
         """Records in order per partition, at most ``max_records``; empty after ``timeout`` seconds without any.
 
         Cancelling it loses nothing: records not returned are fetched again.
@@ -146,7 +146,7 @@ class Consumer(Protocol):
 class Broker(Protocol):
     """An event log. Use as an async context manager."""
 
-    async def __aenter__(self) -> Broker:
+    async def __aenter__(self) -> Self:
         """Open or connect."""
         ...
 
@@ -155,7 +155,7 @@ class Broker(Protocol):
         ...
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
-        """Create topics that do not exist. Raises PermanentError when one exists with other partitions or compaction."""
+        """Create what does not exist. Raises PermanentError when a topic exists with other partitions or compaction."""
         ...
 
     async def topics(self) -> Mapping[str, TopicSpec]:

@@ -31,9 +31,7 @@ def reference_run(simulated: Simulated, tmp_path_factory: pytest.TempPathFactory
     return out, run_in_process(simulated, simulated.exposures, out, "--preset", "fused")
 
 
-def test_one_exposure_gives_its_four_products(
-    reference_run: tuple[Path, dict[str, Any]], simulated: Simulated
-) -> None:
+def test_one_exposure_gives_its_four_products(reference_run: tuple[Path, dict[str, Any]], simulated: Simulated) -> None:
     out, report = reference_run
     (row,) = report["exposures"]
     assert report["exit"] == 0
@@ -41,7 +39,7 @@ def test_one_exposure_gives_its_four_products(
     assert row["tweakreg"] == "COMPLETE"
     assert {Path(name).name for name in row["products"]} == {f"{row['exposure']}{suffix}" for suffix in SUFFIXES}
     assert all(Path(name).is_file() for name in row["products"])
-    assert not [path for path in out.rglob("*.part")]
+    assert not list(out.rglob("*.part"))
 
 
 def test_products_are_those_of_the_simulated_sky(
@@ -94,7 +92,8 @@ def test_a_product_that_was_removed_or_damaged_is_brought_back(
 
 
 @pytest.mark.parametrize(
-    "options", [("--preset", "balanced"), ("--preset", "granular"), ("--threads", "1"), ("--slots", "2", "--threads", "2")]
+    "options",
+    [("--preset", "balanced"), ("--preset", "granular"), ("--threads", "1"), ("--slots", "2", "--threads", "2")],
 )
 def test_presets_threads_and_slots_do_not_change_the_products(
     options: tuple[str, ...], reference_run: tuple[Path, dict[str, Any]], simulated: Simulated, tmp_path: Path

@@ -72,7 +72,9 @@ def _compare_meta(where: str, mine: Any, oracle: Any, found: list[str]) -> None:
         for i, (x, y) in enumerate(zip(mine, oracle, strict=True)):
             _compare_meta(f"{where}[{i}]", x, y, found)
     elif isinstance(oracle, float) and isinstance(mine, float):
-        if not (mine == oracle or abs(mine - oracle) <= 1e-6 * abs(oracle) + 1e-9 or (mine != mine and oracle != oracle)):  # noqa: PLR0124
+        if not (
+            mine == oracle or abs(mine - oracle) <= 1e-6 * abs(oracle) + 1e-9 or (np.isnan(mine) and np.isnan(oracle))
+        ):
             found.append(f"{where}: {mine!r} instead of {oracle!r}")
     elif mine != oracle:
         found.append(f"{where}: {mine!r} instead of {oracle!r}")
@@ -98,7 +100,10 @@ def compare_catalogs(ours: Path, theirs: Path, found: Differences) -> None:
                 found.meta.append(f"column {f.name} {f.type} {f.metadata} instead of {g.name} {g.type} {g.metadata}")
     mine, oracle = a.schema.metadata, b.schema.metadata
     for key in sorted({*mine, *oracle}):
-        if not any(word in key.decode() for word in ("software", "file_date", "date", "versions", "ref_file", "yaml", "filename")) and mine.get(key) != oracle.get(key):
+        if not any(
+            word in key.decode()
+            for word in ("software", "file_date", "date", "versions", "ref_file", "yaml", "filename")
+        ) and mine.get(key) != oracle.get(key):
             found.meta.append(f"parquet {key.decode()}: {mine.get(key)!r} instead of {oracle.get(key)!r}")
     if a.num_rows != b.num_rows:
         return
@@ -117,11 +122,14 @@ def compare_products(ours: Path, theirs: Path, exposure: str) -> Differences:
     compare_images(ours / f"{exposure}_cal.asdf", theirs / f"{exposure}_cal.asdf", found)
     if (theirs / f"{exposure}_cat.parquet").exists():
         compare_catalogs(ours / f"{exposure}_cat.parquet", theirs / f"{exposure}_cat.parquet", found)
-        with asdf.open(ours / f"{exposure}_segm.asdf", memmap=False) as a, asdf.open(theirs / f"{exposure}_segm.asdf", memmap=False) as b:
+        with (
+            asdf.open(ours / f"{exposure}_segm.asdf", memmap=False) as a,
+            asdf.open(theirs / f"{exposure}_segm.asdf", memmap=False) as b,
+        ):
             for key in ("data", "detection_image"):
                 if key in b["roman"]:
                     x, y = np.asarray(a["roman"][key]), np.asarray(b["roman"][key])
-                    found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | ((x != x) & (y != y))))  # noqa: PLR0124
+                    found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | ((x != x) & (y != y))))
             _compare_meta("segm.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
     with asdf.open(ours / f"{exposure}_wcs.asdf") as a, asdf.open(theirs / f"{exposure}_wcs.asdf") as b:
         _compare_meta("wcs.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)

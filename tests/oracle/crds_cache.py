@@ -1,4 +1,4 @@
-"""A local CRDS cache made from a directory of references, so that romancal selects them offline. Not part of the product."""
+"""A local CRDS cache made from a directory of references, so that romancal selects them offline. For tests alone."""
 
 from __future__ import annotations
 
@@ -120,11 +120,22 @@ def make_cache(references: Path, cache: Path) -> dict[str, str]:
         target.write_text(f"{header}selector = {_selector(rows.get(reference_type, {}), header)}\n")
         imap_rows.append((reference_type, name))
         _checksum(rmap, target)
+    _write_map(rmap, mappings / "roman_wfi_0001.imap", "INSTRUMENT", "('REFTYPE',)", imap_rows, "'instrument' : 'WFI',")
     _write_map(
-        rmap, mappings / "roman_wfi_0001.imap", "INSTRUMENT", "('REFTYPE',)", imap_rows, "'instrument' : 'WFI',"
+        rmap, mappings / CONTEXT, "PIPELINE", "('ROMAN.META.INSTRUMENT.NAME',)", [("WFI", "roman_wfi_0001.imap")], ""
     )
-    _write_map(rmap, mappings / CONTEXT, "PIPELINE", "('ROMAN.META.INSTRUMENT.NAME',)", [("WFI", "roman_wfi_0001.imap")], "")
-    (config / "server_config").write_text(repr({"operational_context": CONTEXT, "observatory": "roman", "status": "ok", "last_synced": "2026-01-01 00:00:00", "bad_files_set": [], "bad_files_list": []}))
+    (config / "server_config").write_text(
+        repr(
+            {
+                "operational_context": CONTEXT,
+                "observatory": "roman",
+                "status": "ok",
+                "last_synced": "2026-01-01 00:00:00",
+                "bad_files_set": [],
+                "bad_files_list": [],
+            }
+        )
+    )
     (config.parent.parent / "references" / "roman" / "ref_cache_subdir_mode").write_text("instrument\n")
     (config / "ref_cache_subdir_mode").write_text("instrument\n")
     return {
@@ -152,8 +163,9 @@ def _selector(rows: dict[tuple[str, ...], list[tuple[str, str]]], header: str) -
 def _write_map(rmap: Any, path: Path, kind: str, parkey: str, rows: list[tuple[str, str]], extra: str) -> None:
     body = "\n".join(f"    '{key}' : '{name}'," for key, name in rows)
     path.write_text(
-        f"header = {{\n    'derived_from' : 'made for tests',\n    {extra}\n    'mapping' : '{kind}',\n    'name' : '{path.name}',\n"
-        f"    'observatory' : 'ROMAN',\n    'parkey' : {parkey},\n    'sha1sum' : '',\n}}\n\nselector = {{\n{body}\n}}\n"
+        f"header = {{\n    'derived_from' : 'made for tests',\n    {extra}\n    'mapping' : '{kind}',\n"
+        f"    'name' : '{path.name}',\n    'observatory' : 'ROMAN',\n    'parkey' : {parkey},\n    'sha1sum' : '',\n}}\n\n"
+        f"selector = {{\n{body}\n}}\n"
     )
     _checksum(rmap, path)
 

@@ -1,7 +1,7 @@
 """Run romancal's ExposurePipeline in a process of its own on L1 files or an association. Not part of the product.
 
-``python -m tests.oracle.pipeline INPUT --references DIR --gaia TABLE --out DIR --cache DIR [--set step.parameter=value]``
-prints one JSON object: seconds (wall and CPU) and peak RSS by step and in all.
+``python -m tests.oracle.pipeline INPUT --references DIR --gaia TABLE --out DIR --cache DIR [--set step.name=value]`` prints
+one JSON object: seconds (wall and CPU) and peak RSS by step and in all.
 """
 
 from __future__ import annotations

@@ -69,9 +69,10 @@ def oracle(scene: cs.Scene, *, old_format: bool = False, **parameters: Any) -> t
 
 
 def assert_same_table(ours: Any, theirs: Any) -> None:
-    """Equal names, order, types, units and descriptions; values equal but for a few ulp where the PSF is fitted.
+    """Equal names, order, types, units and descriptions, and equal values but for sky positions (rounding) and PSF fits.
 
-    Fits that used up their evaluations wander with the last bit: of those only the flags are compared.
+    A fit stops once its steps are small: a last bit may decide for one step more or less, which moves it by far less
+    than its error. Fits that used up their evaluations wander: of those only the flags are compared.
     """
     assert ours.colnames == theirs.colnames
     assert len(ours) == len(theirs)
@@ -84,8 +85,12 @@ def assert_same_table(ours: Any, theirs: Any) -> None:
         assert a.description == b.description, name
         a, b = np.asarray(a), np.asarray(b)
         if "psf" in name and not name.endswith("flags"):
-            rtol = 1e-5 if name.endswith("_err") else 1e-6  # errors come from differences of rounded residuals
-            np.testing.assert_allclose(a[converged], b[converged], rtol=rtol, err_msg=name)
+            a, b = a[converged], b[converged]
+            if f"{name}_err" in theirs.colnames and not name.startswith(("ra", "dec", "forced_ra", "forced_dec")):
+                tolerance = 1e-6 * np.abs(b) + 1e-3 * np.asarray(theirs[f"{name}_err"])[converged]
+                assert np.all((np.abs(a - b) <= tolerance) | (np.isnan(b) & np.isnan(a)) | (a == b)), name
+            else:
+                np.testing.assert_allclose(a, b, rtol=1e-5 if name.endswith("_err") else 1e-6, err_msg=name)
         elif name.removeprefix("forced_") in SKY:
             np.testing.assert_allclose(a, b, rtol=3e-15, err_msg=name)
         else:
@@ -156,8 +161,9 @@ def test_forced_mode_measures_the_given_segments_as_romancal_does(tmp_path: Any)
     second.dq[labels == 3] = 1  # a segment that is gone here
     rows, columns = np.nonzero(labels == 5)
     second.dq[rows[:15], columns[:15]] = 1  # one that is partly masked
-    rows, columns = (int(np.mean(index)) for index in np.nonzero(labels == 6))
-    second.dq[rows - 3 : rows + 4, columns - 3 : columns + 4] = 1  # and one whose fit region is fully masked
+    rows, columns = np.nonzero(labels == 6)  # and one with its two ends alone, whose fit region is fully masked
+    second.dq[rows[0] : rows[-1] + 1, columns.min() - 3 : columns.max() + 4] = 1
+    second.dq[rows[[0, -1]], columns[[0, -1]]] = 0
     catalog = assert_same(second, forced_segmentation=path)
     assert 3 not in catalog["label"]
     assert 128 & int(catalog["forced_psf_flags"][catalog["label"] == 6][0])

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from roman_datamodels import datamodels as rdm
 
 from stages.asdf_container import open_container, plain
@@ -16,7 +18,7 @@ from stages.cal_logs import collect_logs
 from stages.exposure import Exposure, Level
 from stages.finalize import Finalize, finalize_exposure
 from stages.finalize.schema_tags import product_tag
-from stages.finalize.statistics import image_statistics
+from stages.finalize.statistics import image_statistics, median_of
 from stages.payload import ExposurePayload
 from stream.failure import PermanentError
 from stream.stage import Slot, Stage
@@ -286,6 +288,21 @@ def test_statistics_use_good_pixels_only() -> None:
     assert found["good_pixel_fraction"] == 0.5
     assert found["zodiacal_light"] == -1.0
     np.testing.assert_array_equal(data[0, :4], [1, 2, 3, 4])
+
+
+VALUES = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40)
+
+
+@settings(deadline=None, max_examples=200)
+@given(values=VALUES, extra=st.integers(0, 3))
+def test_the_median_is_numpy_s(values: list[float], extra: int) -> None:
+    data = np.array([[*values, *values[:extra]]], "f4")
+    good = np.ones(data.shape, bool)
+    with np.errstate(over="ignore"):
+        median = np.median(data)
+        np.testing.assert_array_equal(median_of(data, good, data.size), median)
+        deviation = np.median(np.abs(data - median))
+        np.testing.assert_array_equal(median_of(data, good, data.size, center=median), deviation)
 
 
 @pytest.mark.parametrize("spoil", ["nan", "dq", "err"])

@@ -1,0 +1,82 @@
+"""Runs the entries of `ops.job` in job processes, with the run's environment and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stream.jobs import Job, JobProgress, JobRunner
+from stream.message import Message
+from stream.worker import WorkFailedError
+
+__all__ = ["JobLimits", "Observer", "PipelineJobs"]
+
+Observer = Callable[[dict[str, Any]], None]
+"""Told what happens, as small dicts with an ``event``."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """What one job may use."""
+
+    threads: int
+    wall_seconds: float
+    memory_bytes: int
+
+
+class PipelineJobs:
+    """The jobs of one run.
+
+    Parameters
+    ----------
+    runner : JobRunner
+        Runs them.
+    environment : mapping
+        What job processes need to know (see `ops.job.Workbench`).
+    limits : JobLimits
+        Of each job.
+    observe : callable
+        Told about progress.
+    """
+
+    def __init__(
+        self,
+        *,
+        runner: JobRunner,
+        environment: Mapping[str, Any],
+        limits: JobLimits,
+        observe: Observer = lambda _: None,
+    ) -> None:
+        self._runner = runner
+        self._environment = dict(environment)
+        self._limits = limits
+        self._observe = observe
+
+    async def run(self, entry: str, arguments: dict[str, Any], *, label: str, bigger_slot: bool = False) -> Any:
+        """Run one entry of `ops.job`; returns what it returns, or raises `WorkFailedError`."""
+        factor = 2 if bigger_slot else 1
+        job = Job(
+            entry=f"ops.job:{entry}",
+            arguments={"environment": self._environment, **arguments},
+            threads=self._limits.threads,
+            wall_seconds=self._limits.wall_seconds * factor,
+            memory_bytes=self._limits.memory_bytes * factor,
+            label=label,
+        )
+
+        def progress(report: JobProgress) -> None:
+            self._observe({"exposure": label, **report.report})
+
+        outcome = await self._runner.run(job, progress=progress)
+        if outcome.failure is not None:
+            raise WorkFailedError(outcome)
+        self._observe(
+            {"event": "job_done", "exposure": label, "entry": entry, "seconds": outcome.wall_seconds,
+             "cpu_seconds": outcome.cpu_seconds, "peak_rss_bytes": outcome.peak_rss_bytes}
+        )  # fmt: skip
+        return outcome.result
+
+    async def recipes(self, stages: tuple[str, ...], message: Message) -> Any:
+        """Recipes of stages for a message's exposure (see `ops.job.recipes`)."""
+        return await self.run("recipes", {"stages": list(stages), "facts": message.facts}, label=message.exposure)

@@ -1,0 +1,73 @@
+"""What a person asked ``rampstream run`` for, checked before any work."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ops.settings import RunSettings, load_settings, parse_assignment, parse_reference_pin
+from stream.failure import PermanentError
+
+__all__ = ["RunOptions", "log_to_file"]
+
+
+class RunOptions:
+    """What a person asked for, checked.
+
+    Raises
+    ------
+    PermanentError
+        A setting, the references folder, the star table or the output folder is not usable.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        given: dict[str, Any] = {
+            name: value for name in ("preset", "slots", "threads") if (value := getattr(options, name)) is not None
+        }
+        if options.keep:
+            given["keep"] = True
+        for text in options.assignments:
+            stage, parameter, value = parse_assignment(text)
+            given.setdefault("parameters", {}).setdefault(stage, {})[parameter] = value
+        if options.pins:
+            given["references"] = dict(parse_reference_pin(text) for text in options.pins)
+        self.settings: RunSettings = load_settings(options.config, given)
+        self.references = options.references.resolve()
+        self.gaia = options.gaia.resolve()
+        self.out = options.out.resolve()
+        self.work = (options.work or options.out / ".rampstream").resolve()
+        self.replace = bool(options.replace)
+        self.json = bool(options.json)
+        self.inputs: list[Path] = options.inputs
+        if not self.references.is_dir():
+            raise PermanentError(f"--references {options.references}: there is no such folder")
+        if not self.gaia.is_file():
+            raise PermanentError(f"--gaia {options.gaia}: there is no such file")
+        for folder in (self.out, self.work):
+            _make_writable(folder)
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermanentError(f"{folder}: the folder cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermanentError(f"{folder}: the folder is not writable")
+
+
+def log_to_file(work: Path) -> None:
+    """Let the whole process log to ``logs/run.log`` of the work folder."""
+    folder = work / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
