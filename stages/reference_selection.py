@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,6 +194,11 @@ class DirectoryReferences:
             arrays = None if self._cache is None else self._cache / "arrays"
             self._opened[record.path] = open_reference(Path(record.path), cache=arrays)
         return self._opened[record.path]
+
+    def release(self, opened: Iterable[Reference]) -> None:
+        """Give back the memory of mapped arrays; they are read from the page cache again when they are next used."""
+        for reference in opened:
+            reference.drop_pages()
 
     def _pin(self, reference_type: str, name: str | Path) -> str:
         path = Path(_absolute(name))

@@ -210,7 +210,9 @@ class Aggregator:
             self._tasks.start_soon(self._dispatch, winner)
 
     async def _finalize_at_once(self, message: MemberMessage) -> None:
-        if message.status in {MemberStatus.SKIPPED, MemberStatus.SATURATED}:
+        done = (message.association, message.digest)
+        if message.status in {MemberStatus.SKIPPED, MemberStatus.SATURATED} and done not in self._at_once:
+            self._at_once.add(done)
             await self._router.send(self._finalize(message, revision=None, solution=None))
 
     def _finalize(self, message: MemberMessage, *, revision: int | None, solution: Solved | None) -> Message:

@@ -86,7 +86,9 @@ def options_from(arguments: argparse.Namespace) -> SimulateOptions:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "options"
-        raise PermanentError(f"{option}: {first['msg']}, found {first['input']!r}") from None
+        text = first["msg"].removeprefix("Value error, ")
+        found = "" if "found" in text else f", found {first['input']!r}"
+        raise PermanentError(f"{option}: {text}{found}") from None
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -59,6 +59,22 @@ def _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_step
 
 
 @njit(nogil=True, cache=True)
+def _svd(matrix):  # type: ignore[no-untyped-def]
+    """LAPACK's thin SVD, compiled once for all its callers."""
+    return np.linalg.svd(matrix, full_matrices=False)
+
+
+@njit(nogil=True, cache=True)
+def _times(matrix, vector):  # type: ignore[no-untyped-def]
+    return np.dot(matrix, vector)
+
+
+@njit(nogil=True, cache=True)
+def _transposed_times(matrix, vector):  # type: ignore[no-untyped-def]
+    return np.dot(matrix.T, vector)
+
+
+@njit(nogil=True, cache=True)
 def _norm(v):  # type: ignore[no-untyped-def]
     return sqrt(np.dot(v, v))
 
@@ -82,7 +98,7 @@ def _trust_region_step(m, uf, s, vt, radius, alpha):  # type: ignore[no-untyped-
     suf = s * uf
     full_rank = m >= n and s[-1] > EPS * m * s[0]
     if full_rank:
-        step = -np.dot(vt.T, uf / s)
+        step = -_transposed_times(vt, uf / s)
         if _norm(step) <= radius:
             return step, 0.0
     upper = _norm(suf) / radius
@@ -103,7 +119,7 @@ def _trust_region_step(m, uf, s, vt, radius, alpha):  # type: ignore[no-untyped-
         alpha -= (phi + radius) * ratio / radius
         if abs(phi) < TRUST_REGION_TOLERANCE * radius:
             break
-    step = -np.dot(vt.T, suf / (s * s + alpha))
+    step = -_transposed_times(vt, suf / (s * s + alpha))
     return step * (radius / _norm(step)), alpha
 
 
@@ -117,6 +133,19 @@ def _stop(reduction, cost, step_length, length, ratio):  # type: ignore[no-untyp
     if small_cost:
         return 2
     return 3 if small_step else 0
+
+
+@njit(nogil=True, cache=True)
+def _pseudo_inverse(s, vt, smallest):  # type: ignore[no-untyped-def]
+    """Of J'J, from the SVD of J; singular values up to ``smallest`` are dropped."""
+    n = vt.shape[1]
+    covariance = np.zeros((n, n))
+    for k in range(s.size):
+        if s[k] > smallest:
+            for i in range(n):
+                for j in range(n):
+                    covariance[i, j] += vt[k, i] * vt[k, j] / (s[k] * s[k])
+    return covariance
 
 
 @njit(nogil=True, cache=True)
@@ -151,7 +180,7 @@ def fit_group(psf, parameters, px, py, data, weights):  # type: ignore[no-untype
     evaluations = 1
     _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_new, jacobian)
     cost = 0.5 * np.dot(f, f)
-    gradient = np.dot(jacobian.T, f)
+    gradient = _transposed_times(jacobian, f)
     radius = _norm(parameters)
     if radius == 0.0:
         radius = 1.0
@@ -162,20 +191,20 @@ def fit_group(psf, parameters, px, py, data, weights):  # type: ignore[no-untype
             status = 1
         if status != 0 or evaluations == MAX_EVALUATIONS:
             break
-        u, s, vt = np.linalg.svd(jacobian, full_matrices=False)
-        uf = np.dot(u.T, f)
+        u, s, vt = _svd(jacobian)
+        uf = _transposed_times(u, f)
         reduction = -1.0
         new = parameters
         new_cost = cost
         while reduction <= 0.0 and evaluations < MAX_EVALUATIONS:
             step, alpha = _trust_region_step(m, uf, s, vt, radius, alpha)
-            linear = np.dot(jacobian, step)
+            linear = _times(jacobian, step)
             predicted = -(0.5 * np.dot(linear, linear) + np.dot(step, gradient))
             new = parameters + step
             _residuals(psf, new, px, py, data, weights, models, scratch, f_new, -1)
             evaluations += 1
             length = _norm(step)
-            if not np.all(np.isfinite(f_new)):
+            if not np.isfinite(np.dot(f_new, f_new)):
                 radius = 0.25 * length
                 continue
             new_cost = 0.5 * np.dot(f_new, f_new)
@@ -200,8 +229,6 @@ def fit_group(psf, parameters, px, py, data, weights):  # type: ignore[no-untype
             f[:] = f_new
             cost = new_cost
             _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_new, jacobian)
-            gradient = np.dot(jacobian.T, f)
-    _, s, vt = np.linalg.svd(jacobian, full_matrices=False)
-    kept = np.count_nonzero(s > EPS * max(m, n) * s[0])
-    scaled = vt[:kept] / s[:kept].copy().reshape(-1, 1)
-    return status, f, np.dot(scaled.T.copy(), scaled)
+            gradient = _transposed_times(jacobian, f)
+    _, s, vt = _svd(jacobian)
+    return status, f, _pseudo_inverse(s, vt, EPS * max(m, n) * s[0])

@@ -116,6 +116,8 @@ def make_cache(references: Path, cache: Path) -> dict[str, str]:
         reference_type = spec.stem.removeprefix("wfi_")
         name = f"roman_wfi_{reference_type}_0001.rmap"
         header = re.sub(r"'name' : '[^']*'", f"'name' : '{name}'", spec.read_text().split("selector", 1)[0])
+        # a type without a file for this exposure is N/A, as for a spectral exposure's flat: the oracle asks for all types
+        header = header.replace("'sha1sum'", "'reffile_required' : 'no',\n    'sha1sum'", 1)
         target = mappings / name
         target.write_text(f"{header}selector = {_selector(rows.get(reference_type, {}), header)}\n")
         imap_rows.append((reference_type, name))

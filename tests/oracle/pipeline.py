@@ -1,7 +1,7 @@
 """Run romancal's ExposurePipeline in a process of its own on L1 files or an association. Not part of the product.
 
-``python -m tests.oracle.pipeline INPUT --references DIR --gaia TABLE --out DIR --cache DIR [--set step.name=value]`` prints
-one JSON object: seconds (wall and CPU) and peak RSS by step and in all.
+``python -m tests.oracle.pipeline INPUT… --references DIR --gaia TABLE --out DIR --cache DIR [--set step.name=value]``
+prints one JSON object: seconds (wall and CPU) and peak RSS by step and in all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class StepClock(logging.Handler):
 
 
 def run_pipeline(
-    source: Path, *, references: Path, gaia: Path, out: Path, cache: Path, steps: dict[str, dict[str, Any]]
+    sources: list[Path], *, references: Path, gaia: Path, out: Path, cache: Path, steps: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Run the oracle; products go to ``out``."""
     os.environ.update(make_cache(references, cache))
@@ -60,7 +60,8 @@ def run_pipeline(
     logging.getLogger("stpipe").addHandler(clock)
     steps.setdefault("tweakreg", {}).setdefault("abs_refcat", str(gaia))
     begin, begin_cpu = time.perf_counter(), time.process_time()
-    ExposurePipeline.call(str(source), save_results=True, output_dir=str(out), steps=steps)
+    for source in sources:
+        ExposurePipeline.call(str(source), save_results=True, output_dir=str(out), steps=steps)
     return {
         "wall_seconds": time.perf_counter() - begin,
         "cpu_seconds": time.process_time() - begin_cpu,
@@ -72,7 +73,7 @@ def run_pipeline(
 def main(arguments: list[str] | None = None) -> int:
     """Command line of the module."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path)
+    parser.add_argument("sources", nargs="+", type=Path)
     parser.add_argument("--references", type=Path, required=True)
     parser.add_argument("--gaia", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         step, _, parameter = target.partition(".")
         steps.setdefault(step, {})[parameter] = tomllib.loads(f"v = {value}")["v"]
     report = run_pipeline(
-        options.source.resolve(),
+        [source.resolve() for source in options.sources],
         references=options.references.resolve(),
         gaia=options.gaia.resolve(),
         out=options.out.resolve(),

@@ -69,7 +69,7 @@ def oracle(scene: cs.Scene, *, old_format: bool = False, **parameters: Any) -> t
 
 
 def assert_same_table(ours: Any, theirs: Any) -> None:
-    """Equal names, order, types, units and descriptions, and equal values but for sky positions (rounding) and PSF fits.
+    """Equal names, order, types, units and descriptions; equal values but for sky positions (rounding) and PSF fits.
 
     A fit stops once its steps are small: a last bit may decide for one step more or less, which moves it by far less
     than its error. Fits that used up their evaluations wander: of those only the flags are compared.

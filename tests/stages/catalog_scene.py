@@ -166,11 +166,11 @@ def exposure(image: Scene) -> Exposure:
     return Exposure("x", Level.IMAGE, meta, arrays, wcs=wcs_numbers(meta, image.data.shape))
 
 
-def catalog_of(
-    image: Scene, refs: dict[str, Any] | None = None, *, threads: int = 1, **parameters: Any
-) -> Exposure:
+def catalog_of(image: Scene, refs: dict[str, Any] | None = None, *, threads: int = 1, **parameters: Any) -> Exposure:
     """Run the stage on a scene."""
     item = exposure(image)
     stage = SourceCatalogStage()
-    stage.run(item, references() if refs is None else refs, SourceCatalogParameters(**parameters), Slot(threads=threads))
+    stage.run(
+        item, references() if refs is None else refs, SourceCatalogParameters(**parameters), Slot(threads=threads)
+    )
     return item
