@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.finalize.catalog_columns import missing_columns
-from stages.finalize.product_file import plain_metadata, select_groups
+from stages.finalize.product_file import plain_metadata, required_metadata
 from stages.finalize.schema_tags import product_tag
 from stream.failure import PermanentError
 
@@ -23,13 +23,7 @@ if TYPE_CHECKING:
     from astropy.table import Table
     from numpy.typing import NDArray
 
-__all__ = ["CATALOG_GROUPS", "write_catalog"]
-
-CATALOG_GROUPS = (
-    "coordinates", "exposure", "instrument", "observation", "photometry", "pointing", "program", "ref_file", "visit",
-    "wcsinfo",
-)  # fmt: skip
-"""Groups of the image's metadata that its catalog and segmentation map repeat."""
+__all__ = ["write_catalog"]
 
 
 def write_catalog(path: Path, catalog: Table, meta: Mapping[str, Any], source_tag: str) -> None:
@@ -59,7 +53,8 @@ def write_catalog(path: Path, catalog: Table, meta: Mapping[str, Any], source_ta
     forced = any(name.startswith("forced_") for name in catalog.colnames)
     model = "ForcedImageSourceCatalogModel" if forced else "ImageSourceCatalogModel"
     _check_columns(path, catalog, model, source_tag)
-    selected = select_groups(meta, CATALOG_GROUPS, model_type=model)
+    schema = "forced_image_source_catalog" if forced else "image_source_catalog"
+    selected = required_metadata(meta, model, schema, source_tag)
     selected["image"] = {
         **plain_metadata(meta.get("image", {})),
         "filename": meta["filename"],

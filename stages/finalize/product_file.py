@@ -13,7 +13,7 @@ from stream.failure import PermanentError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BASIC_KEYS", "plain_metadata", "select_groups", "write_product"]
+__all__ = ["BASIC_KEYS", "plain_metadata", "required_metadata", "select_groups", "write_product"]
 
 BASIC_KEYS = (
     "calibration_software_name", "calibration_software_version", "product_type", "filename", "file_date", "model_type",
@@ -39,6 +39,27 @@ def select_groups(meta: Mapping[str, Any], groups: tuple[str, ...], *, model_typ
     """Copies of the basic keys and of these groups, as far as they exist."""
     selected = {key: plain_metadata(meta[key]) for key in (*BASIC_KEYS, *groups) if key in meta}
     selected["model_type"] = model_type
+    return selected
+
+
+def required_metadata(meta: Mapping[str, Any], model_name: str, schema: str, source_tag: str) -> dict[str, Any]:
+    """Copies of those metadata that a model's schema requires: what catalog and segmentation map repeat of the image.
+
+    Optional keys (such as ``instrument.data_encoding_offset``) and unknown ones stay behind, as in the reference
+    implementation.
+
+    Parameters
+    ----------
+    meta : mapping
+        The image's metadata.
+    model_name, schema, source_tag : str
+        As for `write_product`.
+    """
+    from roman_datamodels import datamodels
+
+    model = getattr(datamodels, model_name).create_minimal({"meta": meta}, tag=product_tag(source_tag, schema))
+    selected: dict[str, Any] = plain_metadata(dict(model.meta.items()))
+    selected["model_type"] = model_name
     return selected
 
 

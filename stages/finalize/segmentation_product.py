@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stages.finalize.catalog_product import CATALOG_GROUPS
-from stages.finalize.product_file import select_groups, write_product
+from stages.finalize.product_file import required_metadata, write_product
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +34,6 @@ def write_segmentation(
     source_tag : str
         Tag of the input.
     """
-    selected = select_groups(meta, CATALOG_GROUPS, model_type="SegmentationMapModel")
+    selected = required_metadata(meta, "SegmentationMapModel", "segmentation_map", source_tag)
     content = {name: arrays[key] for name, key in SEGMENTATION_ARRAYS.items() if key in arrays}
     write_product(path, "SegmentationMapModel", "segmentation_map", source_tag, {"meta": selected, **content})

@@ -13,9 +13,9 @@ from astropy.time import Time
 from stages.asdf_arrays import Tagged, write_asdf
 from stages.asdf_container import ROMAN_TAG
 from stages.exposure import Exposure
-from stages.finalize.catalog_product import CATALOG_GROUPS, write_catalog
+from stages.finalize.catalog_product import write_catalog
 from stages.finalize.content_digest import array_digest, array_digests, content_digest
-from stages.finalize.product_file import select_groups
+from stages.finalize.product_file import required_metadata
 from tests.stages.final_exposures import FLAT_PATH, image_exposure
 
 
@@ -33,7 +33,7 @@ def products(
         "wcs": Tagged("tag:stsci.edu:gwcs/wcs-1.4.0", exposure.wcs or {}),
     }
     maps = {"data": arrays["segmentation"], "detection_image": arrays["detection_image"]}
-    maps["meta"] = select_groups(meta, CATALOG_GROUPS, model_type="SegmentationMapModel")
+    maps["meta"] = required_metadata(meta, "SegmentationMapModel", "segmentation_map", exposure.source_tag)
     write_asdf(out / "cal.asdf", {"history": [str(out)], "roman": Tagged(f"{ROMAN_TAG}wfi_image-2.1.0", image)})
     write_asdf(out / "segm.asdf", {"roman": Tagged(f"{ROMAN_TAG}segmentation_map-2.1.0", maps)})
     write_catalog(out / "cat.parquet", exposure.catalog, meta, exposure.source_tag)
