@@ -33,7 +33,7 @@ types: test-environment
 	$(TEST_ENV)/bin/mypy
 
 unit: test-environment
-	$(TEST_ENV)/bin/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 bench: test-environment
 	$(TEST_ENV)/bin/python -m bench.pipeline

@@ -49,7 +49,7 @@ class Ingest:
         known = self.entries.get(exposure)
         if known is None:
             self.entries[exposure] = Entry(exposure, path)
-        elif known.path != path:
+        elif known.path != path and known.path.resolve() != path.resolve():
             known.error = (
                 f"{known.path} and {path} have one base name, {exposure}: products of both would have the same names; "
                 "give one of them another name"
@@ -67,7 +67,7 @@ def read_inputs(inputs: Iterable[Path]) -> Ingest:
     ingest = Ingest()
     associations: dict[str, list[tuple[Path, Association]]] = {}
     for given in inputs:
-        path = given.resolve()
+        path = given.absolute()  # a link counts under its own name: exposures are known by the names of their files
         if path.suffix.lower() == ".json":
             try:
                 found = read_association(path)
@@ -77,12 +77,12 @@ def read_inputs(inputs: Iterable[Path]) -> Ingest:
             associations.setdefault(found.product_name, []).append((path, found))
         else:
             exposure = base_name(path.name)
-            ingest.add(exposure, path)
             try:
                 single = association_id(exposure, [exposure])
             except PermanentError as error:
                 ingest.refused[str(given)] = f"{path}: {error}"
                 continue
+            ingest.add(exposure, path)
             if all(known.association != single for known in ingest.lists):
                 ingest.lists.append(MemberList(single, (exposure,)))
     for name, found_under in associations.items():
@@ -99,13 +99,13 @@ def read_inputs(inputs: Iterable[Path]) -> Ingest:
 
 def _add_association(ingest: Ingest, path: Path, found: Association) -> None:
     members = tuple(member.id for member in found.members)
-    for member in found.members:
-        ingest.add(member.id, member.path.resolve())
     try:
         identity = association_id(found.product_name, members)
     except PermanentError as error:
         ingest.refused[str(path)] = f"{path}: products[0].name: {error}"
         return
+    for member in found.members:
+        ingest.add(member.id, member.path.absolute())
     ingest.lists.append(
         MemberList(
             identity,

@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from stages.payload import ExposurePayload
 from stages.pipeline import FINALIZE, JOINT, make_stage
 from stages.reference_selection import DirectoryReferences
@@ -69,7 +71,13 @@ class Workbench:
         """Return the stage's parameters, checked."""
         if name not in self._parameters:
             values = self.environment["parameters"].get(name, {})
-            self._parameters[name] = self.stage(name).parameters_type(**values)
+            model = self.stage(name).parameters_type
+            try:
+                self._parameters[name] = model(**values)
+            except ValidationError as error:
+                raise PermanentError(
+                    "; ".join(_wrong_parameter(name, model, item) for item in error.errors())
+                ) from None
         return self._parameters[name]
 
     def recipe(self, name: str, facts: Mapping[str, Any]) -> str:
@@ -95,6 +103,14 @@ class Workbench:
                 if selected is not None:
                     found[selected] = self.references.digest(selected)
         return found
+
+
+def _wrong_parameter(stage: str, model: type[BaseModel], item: Any) -> str:
+    """One validation error: stage and parameter, what was expected, what was found."""
+    field = ".".join([stage, *map(str, item["loc"])])
+    if item["type"] == "extra_forbidden":
+        return f"{field}: there is no such parameter; expected one of {', '.join(model.model_fields)}"
+    return f"{field}: {item['msg']} (got {item['input']!r})"
 
 
 def library_versions(names: tuple[str, ...]) -> dict[str, str]:

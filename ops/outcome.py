@@ -39,6 +39,7 @@ class Row:
             "shift_mas": None if not shift else 1e3 * math.hypot(*shift),
             "rms_mas": None if rms is None else 1e3 * rms,
             "tweakreg": self.summary.get("statuses", {}).get("tweakreg"),
+            "tweakreg_reason": self.summary.get("alignment_reason"),
             "stages_run": len(work.stages),
             "stages_reused": len(work.reused),
             "stages": work.stages,

@@ -19,18 +19,20 @@ import anyio
 import anyio.to_thread
 
 from ops.ingest import digest_file
+from ops.run_failure import disk_trouble
 from stream.association import Close
 from stream.failure import FatalError
 from stream.identity import canonical_json
 from stream.member_list import MemberList, load_close, read_member_list
 from stream.message import MemberStatus
-from stream.results import Manifest, Results
+from stream.results import Manifest, ObjectKind, Results
 from stream.run_records import RunRecords
 from stream.store import ObjectStore
 
-__all__ = ["PRODUCT_SUFFIXES", "ProductSet", "ProductSets"]
+__all__ = ["ProductSet", "ProductSets"]
 
-PRODUCT_SUFFIXES = ("_cal.asdf", "_cat.parquet", "_segm.asdf", "_wcs.asdf")
+_NO_CLONE = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What ``copy_file_range`` says where it cannot be used, between two file systems above all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class ProductSets:
                 "products": [
                     {"name": o.name, "key": o.key, "digest": o.digest, "size": o.size}
                     for o in manifest.objects
-                    if o.name.endswith(PRODUCT_SUFFIXES)
+                    if o.kind is ObjectKind.PRODUCT
                 ],
             }
         return ProductSet(close.association, close.revision, members.product_name, found, failed)
@@ -199,17 +201,27 @@ def _bring_in_line(source: Path, target: Path, digest: str) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        what = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else error.strerror
-        raise FatalError(f"{target}: the product cannot be written: {what}") from error
+        raise FatalError(f"{target}: the product cannot be written: {disk_trouble(error)}") from error
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy inside the kernel: a clone where the file system can, and never through this process's memory."""
     with source.open("rb") as read, target.open("xb") as write:
         left = os.fstat(read.fileno()).st_size
+        copy: Callable[[int, int, int], int] = os.copy_file_range
         while left > 0:
-            done = os.copy_file_range(read.fileno(), write.fileno(), left)
+            try:
+                done = copy(read.fileno(), write.fileno(), left)
+            except OSError as error:
+                if copy is _send or error.errno not in _NO_CLONE:
+                    raise
+                copy = _send
+                continue
             if done == 0:
                 raise OSError(errno.EIO, f"{source} ended early")
             left -= done
         os.fsync(write.fileno())
+
+
+def _send(read: int, write: int, count: int) -> int:
+    return os.sendfile(write, read, None, count)

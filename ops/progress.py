@@ -97,9 +97,14 @@ def closing_table(report: dict[str, Any]) -> Table:
             _number(row["shift_mas"], "{:.1f}"),
             _number(row["rms_mas"], "{:.2f}"),
             _number(row["seconds"], "{:.1f}"),
-            ", ".join(_suffix(name) for name in row["products"]) if done else str(row["reason"]),
+            _result(row) if done else str(row["reason"]),
         )
     return table
+
+
+def _result(row: dict[str, Any]) -> str:
+    products = ", ".join(_suffix(name) for name in row["products"])
+    return f"{products}; not aligned: {row['tweakreg_reason']}" if row.get("tweakreg_reason") else products
 
 
 def _suffix(name: str) -> str:

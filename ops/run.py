@@ -27,6 +27,7 @@ from ops.outcome import Outcomes
 from ops.pipeline_jobs import JobLimits, PipelineJobs
 from ops.product_sets import ProductSets
 from ops.progress import ProgressBars, closing_table
+from ops.run_failure import first_failure, stopped
 from ops.run_options import RunOptions, log_to_file
 from ops.table import Pipeline, build_pipeline
 from ops.work import PipelineWork, drop_payloads, ingest_key
@@ -34,7 +35,7 @@ from stream.aggregator import Aggregator
 from stream.association import AssociationSettings
 from stream.broker.embedded import EmbeddedBroker
 from stream.clock import SystemClock
-from stream.failure import Failure, FatalError, PermanentError
+from stream.failure import FatalError
 from stream.identity import canonical_json, hash_parts, root_identity
 from stream.jobs import Job
 from stream.member_list import put_member_list
@@ -45,7 +46,7 @@ from stream.retry import Breaker, RetryPolicy
 from stream.router import Router, run_topics
 from stream.run_records import Attempts, RunRecords
 from stream.store.obstore_store import open_store
-from stream.worker import SegmentWorker
+from stream.worker import SegmentWorker, WorkFailedError
 
 __all__ = ["EmbeddedRun", "run_from_options"]
 
@@ -108,7 +109,21 @@ class EmbeddedRun:
         self._session_ms = int(self._clock.now() * 1000)
 
     async def execute(self) -> dict[str, Any]:
-        """Do it all and return the report."""
+        """Do it all and return the report.
+
+        Raises
+        ------
+        FatalError
+            The engine had to stop; what was done is kept.
+        PermanentError
+            A setting, a pinned reference or the star table is not usable; no exposure was begun.
+        """
+        try:
+            return await self._execute()
+        except BaseExceptionGroup as group:  # the engine's parts own task groups, each of which wraps what ended it
+            raise first_failure(group, self._options.work) from group
+
+    async def _execute(self) -> dict[str, Any]:
         begun = time.monotonic()
         ingest = read_inputs(self._options.inputs)
         async with AsyncExitStack() as stack:
@@ -157,7 +172,7 @@ class EmbeddedRun:
         )
         outcome = await self._runner.run(job)
         if outcome.failure is not None:
-            raise PermanentError(str(outcome.failure["message"]))
+            raise WorkFailedError(outcome)
 
     def _observe(self, event: dict[str, Any]) -> None:
         self._outcomes.observe(event)
@@ -200,6 +215,7 @@ class EmbeddedRun:
             store=self._store,
             router=router,
             solver=JointSolver(jobs=jobs, store=self._store, results=self._results, cache=cache).solve,
+            abandon=work.abandon,
             settings=AssociationSettings(deadline=None, revision_delay=NEVER),
             clock=self._clock,
             observe=self._observe,
@@ -216,7 +232,7 @@ class EmbeddedRun:
                 await self._until_done(aggregator)
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _first_failure(group) from group
+            raise stopped(group, self._options.work) from group
 
     def _limits(self) -> JobLimits:
         settings = self._settings
@@ -372,12 +388,3 @@ def _status_of(manifest: Manifest) -> MemberStatus:
     if manifest.branch == SATURATED_BRANCH:
         return MemberStatus.SATURATED
     return MemberStatus.OK if manifest.object("tie_points") is not None else MemberStatus.SKIPPED
-
-
-def _first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the failure that ended a task group: what a person should read."""
-    for error in group.exceptions:
-        inner = _first_failure(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(inner, Failure | KeyboardInterrupt):
-            return inner
-    return group.exceptions[0]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from ops.run_failure import disk_trouble
 from ops.settings import RunSettings, load_settings, parse_assignment, parse_reference_pin
 from stream.failure import PermanentError
 
@@ -52,18 +53,27 @@ class RunOptions:
 
 
 def _make_writable(folder: Path) -> None:
+    """Make a folder and write a file there: permission bits alone tell too little (root, read-only or full disks)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(b"probe")
+    except (FileExistsError, NotADirectoryError):
+        raise PermanentError(f"{folder}: a file is in the place of this folder or of one above it") from None
     except OSError as error:
-        raise PermanentError(f"{folder}: the folder cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermanentError(f"{folder}: the folder is not writable")
+        raise PermanentError(f"{folder}: the folder cannot be written to: {disk_trouble(error)}") from error
 
 
 def log_to_file(work: Path) -> None:
-    """Let the whole process log to ``logs/run.log`` of the work folder."""
+    """Let the whole process log to ``logs/run.log`` of the work folder.
+
+    Raises
+    ------
+    PermanentError
+        The folder cannot be written to.
+    """
     folder = work / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_writable(folder)
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime

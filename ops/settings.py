@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from stream.failure import PermanentError
 
@@ -143,23 +143,60 @@ def load_settings(config: Path | None, options: dict[str, Any]) -> RunSettings:
     PermanentError
         A value is wrong; the text names where it came from, the field and what was expected.
     """
-    from_file: dict[str, Any] = {}
-    if config is not None:
-        try:
-            from_file = tomllib.loads(config.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PermanentError(f"{config}: cannot be read: {error.strerror}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise PermanentError(f"{config}: not valid TOML: {error}") from error
-        pins = from_file.get("references", {})
-        if isinstance(pins, dict):
-            from_file["references"] = {k: (config.parent / str(v)).resolve() for k, v in pins.items()}
+    from_file = {} if config is None else _read_file(config)
     try:
         environment = RunSettings().model_dump(exclude_unset=True)
-        return RunSettings(**_merge(_merge(from_file, environment), options))
+    except SettingsError as error:
+        raise PermanentError(f"environment variables RAMPSTREAM_*: {error}; expected JSON") from error
     except ValidationError as error:
-        lines = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {item['input']!r})"
-            for item in error.errors()
-        )
-        raise PermanentError(f"{config or 'settings'}: {lines}") from error
+        raise PermanentError("; ".join(_described("the environment", item) for item in error.errors())) from error
+    try:
+        settings = RunSettings(**_merge(_merge(from_file, environment), options))
+    except ValidationError as error:
+        raise PermanentError(
+            "; ".join(
+                _described("the command line" if _has(options, item["loc"]) else str(config), item)
+                for item in error.errors()
+            )
+        ) from error
+    for reference_type, path in settings.references.items():
+        if not path.is_file():
+            where = f"{config}: " if reference_type in from_file.get("references", {}) else ""
+            raise PermanentError(f"{where}references.{reference_type}: the file {path} does not exist")
+    return settings
+
+
+def _read_file(config: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PermanentError(f"{config}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PermanentError(f"{config}: not valid TOML: {error}") from error
+    pins = values.get("references")
+    if isinstance(pins, dict):
+        values["references"] = {
+            kind.strip().lower(): (config.parent / path).resolve() if isinstance(path, str) else path
+            for kind, path in pins.items()
+        }
+    return values
+
+
+def _has(values: Any, location: tuple[int | str, ...]) -> bool:
+    """Whether a nested value is there; a location that ends inside a value counts as in it."""
+    for part in location:
+        if not isinstance(values, dict):
+            return True
+        if part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _described(source: str, item: Any) -> str:
+    """One validation error: where it came from, the field, what was expected, what was found."""
+    field = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = CustomStage.model_fields if len(item["loc"]) > 1 else RunSettings.model_fields
+        return f"{source}: {field}: there is no such setting; expected one of {', '.join(known)}"
+    return f"{source}: {field}: {item['msg']} (got {item['input']!r})"

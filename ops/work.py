@@ -197,6 +197,7 @@ class PipelineWork:
                 "execute", {"plan": plan.model_dump(mode="json")}, label=message.exposure, bigger_slot=bigger_slot
             )
             self._check_unchanged(start)
+            await self._check_references(message, recipes)
             published = await self._results.publish_made(made)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -231,6 +232,22 @@ class PipelineWork:
             raise PermanentError(f"{path}: the input cannot be read: {error.strerror}") from error
         if (found.st_size, found.st_mtime_ns) != (manifest.extra["size"], manifest.extra["mtime_ns"]):
             raise PermanentError(f"{path}: the file changed after it was ingested; run again with what it is now")
+
+    async def _check_references(self, message: Message, recipes: Mapping[str, str]) -> None:
+        """Refuse a result whose references are not those that its identity tells of.
+
+        A job process notices a file that changes under it, but not one that changed before it first looked, after
+        another process had planned with it.
+        """
+        known = await self._jobs.recipes(tuple(recipes), message)
+        if known["error"] is not None:
+            raise PermanentError(f"{message.exposure}: {known['error']}")
+        changed = [name for name, recipe in known["recipes"] if recipe != recipes[name]]
+        if changed:
+            raise PermanentError(
+                f"{message.exposure}: a reference of {', '.join(changed)} changed while the exposure was processed; "
+                "start again to use the new one"
+            )
 
     async def _finalize(self, message: Message, *, attempt: str, bigger_slot: bool) -> Manifest:
         association = str(message.association)
@@ -341,6 +358,16 @@ class PipelineWork:
                 facts=message.facts,
                 objects=tuple(objects),
                 attempt=attempt,
-                extra={"content": made["digests"], "summary": made["summary"]},
+                extra={
+                    "content": made["digests"],
+                    "summary": {**made["summary"], "alignment_reason": _alignment_reason(solution, message.exposure)},
+                },
             )
         )
+
+
+def _alignment_reason(solution: Any, exposure: str) -> str | None:
+    """Why the joint solution has no correction for an exposure; None where it has, or where there is no solution."""
+    member = (solution or {}).get("members", {}).get(exposure) or {}
+    reason = member.get("reason")
+    return None if reason is None else str(reason)

@@ -84,6 +84,8 @@ def read_association(path: Path) -> Association:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PermanentError(f"{path}: no such association file") from None
+    except OSError as error:
+        raise PermanentError(f"{path}: the association cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
         raise PermanentError(f"{path}: not an association: the file is not text") from None
     try:

@@ -18,6 +18,8 @@ import numpy as np
 from stream.failure import PermanentError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 __all__ = [
@@ -166,7 +168,7 @@ def read_star_table(path: Path | str) -> StarList:
     Raises
     ------
     PermanentError
-        The file is missing or no table, or has no position columns, or two spellings of one.
+        The file is missing or no table, has no position columns or two spellings of one, or text where numbers belong.
     """
     from astropy.table import Table
 
@@ -179,13 +181,17 @@ def read_star_table(path: Path | str) -> StarList:
         raise PermanentError(f"Star table {path} cannot be read as ECSV, CSV, FITS or Parquet: {error}") from error
     columns = _columns_by_lower_case_name(table, path)
     ra, dec = _positions(table, columns, path)
+
+    def floats(name: str) -> NDArray[np.float64]:
+        return _floats(table[name], path)
+
     magnitude = columns.get("mag", columns.get("phot_g_mean_mag"))
     return StarList(
         ra=ra,
         dec=dec,
-        mag=None if magnitude is None else _floats(table[magnitude]),
-        weight=_floats(table[columns["weight"]]) if "weight" in columns else None,
-        motion=_motion(table, columns),
+        mag=None if magnitude is None else floats(magnitude),
+        weight=floats(columns["weight"]) if "weight" in columns else None,
+        motion=_motion(floats, columns),
         name=str(path),
         digest=star_table_digest(path),
     )
@@ -203,7 +209,7 @@ def _columns_by_lower_case_name(table: Any, path: Path) -> dict[str, str]:
 
 def _positions(table: Any, columns: dict[str, str], path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if "ra" in columns and "dec" in columns:
-        return _floats(table[columns["ra"]]), _floats(table[columns["dec"]])
+        return _floats(table[columns["ra"]], path), _floats(table[columns["dec"]], path)
     if "sky_centroid" in columns:
         sky = table[columns["sky_centroid"]].icrs
         return np.asarray(sky.ra.deg, dtype=float), np.asarray(sky.dec.deg, dtype=float)
@@ -212,15 +218,18 @@ def _positions(table: Any, columns: dict[str, str], path: Path) -> tuple[NDArray
     )
 
 
-def _motion(table: Any, columns: dict[str, str]) -> StarMotion | None:
+def _motion(floats: Callable[[str], NDArray[np.float64]], columns: dict[str, str]) -> StarMotion | None:
     epoch = columns.get("ref_epoch", columns.get("epoch"))
     if epoch is None or not {"pmra", "pmdec", "parallax"} <= columns.keys():
         return None
-    pmra, pmdec, parallax = (_floats(table[columns[name]]) for name in ("pmra", "pmdec", "parallax"))
-    return StarMotion(epoch=_floats(table[epoch]), pmra=pmra, pmdec=pmdec, parallax=parallax)
+    pmra, pmdec, parallax = (floats(columns[name]) for name in ("pmra", "pmdec", "parallax"))
+    return StarMotion(epoch=floats(epoch), pmra=pmra, pmdec=pmdec, parallax=parallax)
 
 
-def _floats(column: Any) -> NDArray[np.float64]:
+def _floats(column: Any, path: Path) -> NDArray[np.float64]:
     """Values as f8 with NaN for what is masked; a unit is ignored."""
-    values: Any = np.ma.asarray(getattr(column, "value", column), dtype=float)
+    try:
+        values: Any = np.ma.asarray(getattr(column, "value", column), dtype=float)
+    except (TypeError, ValueError) as error:
+        raise PermanentError(f"Star table {path}: column {column.name}: {error}; expected numbers") from error
     return np.ascontiguousarray(np.ma.filled(values, np.nan), dtype=float)

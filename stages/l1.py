@@ -80,13 +80,11 @@ def open_l1(path: Path, *, exposure_id: str | None = None, threads: int = 1) -> 
     check_metadata(source, meta)
     nodes = {str(key): plain(value) for key, value in node.items() if key != "meta"}
     _check_arrays(source, level, nodes)
+    exposure_id = exposure_id or base_name(path.name)
+    meta["filename"] = _file_name(path, exposure_id, meta)
     resultants = nodes["data"].shape[0]
     check_read_pattern(source, meta["exposure"]["read_pattern"], resultants=resultants)
-    if meta["exposure"]["nresultants"] != resultants:
-        raise PermanentError(
-            f"{source}: meta.exposure.nresultants is {meta['exposure']['nresultants']!r}, "
-            f"the data have {resultants} resultants"
-        )
+    _check_resultant_count(source, meta, resultants)
     arrays, extras = {}, {}
     for key, value in nodes.items():
         if key in _ARRAYS[level]:
@@ -94,9 +92,7 @@ def open_l1(path: Path, *, exposure_id: str | None = None, threads: int = 1) -> 
             arrays[key] = array.astype(array.dtype.newbyteorder("="), copy=False)
         else:
             extras[key] = _loaded(container, value)
-    return Exposure(
-        id=exposure_id or base_name(path.name), level=level, meta=meta, arrays=arrays, extras=extras, source_tag=tag
-    )
+    return Exposure(id=exposure_id, level=level, meta=meta, arrays=arrays, extras=extras, source_tag=tag)
 
 
 def inspect_l1(path: Path) -> Facts:
@@ -124,6 +120,8 @@ def inspect_l1(path: Path) -> Facts:
             container.block(value)
     resultants, rows, _ = nodes["data"].shape
     check_read_pattern(source, meta["exposure"]["read_pattern"], resultants=resultants)
+    _check_resultant_count(source, meta, resultants)
+    meta["filename"] = _file_name(path, base_name(path.name), meta)
     return exposure_facts(base_name(path.name), meta, rows=rows, resultants=resultants)
 
 
@@ -188,6 +186,20 @@ def _model(container: AsdfContainer) -> tuple[Level, str]:
         found = name or tag or type(roman).__name__
         raise PermanentError(f"{container.path}: 'roman' is a {found}; expected wfi_science_raw (L1) or ramp")
     return _LEVELS[name], tag
+
+
+def _file_name(path: Path, exposure_id: str, meta: Mapping[str, Any]) -> str:
+    """What ``meta.filename`` is to say: it names the products, so one of another exposure is not believed."""
+    for name in (path.name, str(meta["filename"])):
+        if base_name(name) == exposure_id:
+            return name
+    return f"{exposure_id}_uncal.asdf"
+
+
+def _check_resultant_count(source: str, meta: Mapping[str, Any], resultants: int) -> None:
+    found = meta["exposure"]["nresultants"]
+    if found != resultants:
+        raise PermanentError(f"{source}: meta.exposure.nresultants is {found!r}, the data have {resultants} resultants")
 
 
 def _metadata(container: AsdfContainer) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from stream.association import Association, AssociationSettings, Close, CloseOutcome, MemberRecord, Seen
 from stream.broker.protocol import Broker, Record
 from stream.clock import Clock
-from stream.failure import FailureClass, PermanentError, PoisonError
+from stream.failure import Failure, FailureClass, PermanentError, PoisonError
 from stream.identity import canonical_json
 from stream.inbox import Inbox
 from stream.member_list import load_close, put_close, read_member_list
@@ -49,6 +49,9 @@ class Solved:
 Solver = Callable[[Close, dict[str, MemberMessage]], Awaitable[Solved | None]]
 """Solves one close; None when no member can be aligned. Failures of the fit itself are part of a solution."""
 
+Abandon = Callable[[Message, str], Awaitable[None]]
+"""Told about a member that will not be finalized, and why."""
+
 Observer = Callable[[dict[str, Any]], None]
 
 
@@ -63,6 +66,8 @@ class Aggregator:
         Sends the finalize messages.
     solver : callable
         Runs the joint stage on one close.
+    abandon : callable
+        Told about each member of a close that cannot be solved.
     settings : AssociationSettings
         When associations close.
     clock : Clock
@@ -78,6 +83,7 @@ class Aggregator:
         store: ObjectStore,
         router: Router,
         solver: Solver,
+        abandon: Abandon,
         settings: AssociationSettings,
         clock: Clock,
         observe: Observer = lambda _: None,
@@ -86,6 +92,7 @@ class Aggregator:
         self._store = store
         self._router = router
         self._solver = solver
+        self._abandon = abandon
         self._settings = settings
         self._clock = clock
         self._observe = observe
@@ -238,13 +245,24 @@ class Aggregator:
         messages = self._messages.get(close.association, {})
         present = {m: messages[m] for m in close.used if m in messages}
         solved = None
+        unsolved: str | None = None
         if close.outcome is CloseOutcome.ALIGN:
-            solved = await self._solver(close, present)
+            try:
+                solved = await self._solver(close, present)
+            except Failure as error:
+                if error.failure_class is FailureClass.FATAL:
+                    raise
+                unsolved = str(error)
+                LOG.error("association %s cannot be solved: %s", close.association, error)  # noqa: TRY400
         for message in present.values():
-            if message.status is MemberStatus.OK:
-                await self._router.send(self._finalize(message, revision=close.revision, solution=solved))
-            else:
+            if message.status is not MemberStatus.OK:
                 await self._finalize_at_once(message)
+                continue
+            finalize = self._finalize(message, revision=close.revision, solution=solved)
+            if unsolved is None:
+                await self._router.send(finalize)
+            else:
+                await self._abandon(finalize, unsolved)
         await self._broker.publish(
             self._changelog,
             key=f"{close.association}/{DISPATCHED}".encode(),

@@ -129,7 +129,7 @@ def compare_products(ours: Path, theirs: Path, exposure: str) -> Differences:
             for key in ("data", "detection_image"):
                 if key in b["roman"]:
                     x, y = np.asarray(a["roman"][key]), np.asarray(b["roman"][key])
-                    found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | ((x != x) & (y != y))))
+                    found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | (np.isnan(x) & np.isnan(y))))
             _compare_meta("segm.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
     with asdf.open(ours / f"{exposure}_wcs.asdf") as a, asdf.open(theirs / f"{exposure}_wcs.asdf") as b:
         _compare_meta("wcs.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)

@@ -30,7 +30,7 @@ TYPES = (
 )
 
 
-class _Header(yaml.SafeLoader):
+class _Header(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
     """Reads tagged ASDF headers as plain trees; values that are not plain are of no interest here."""
 
 
@@ -116,7 +116,7 @@ def make_cache(references: Path, cache: Path) -> dict[str, str]:
         reference_type = spec.stem.removeprefix("wfi_")
         name = f"roman_wfi_{reference_type}_0001.rmap"
         header = re.sub(r"'name' : '[^']*'", f"'name' : '{name}'", spec.read_text().split("selector", 1)[0])
-        # a type without a file for this exposure is N/A, as for a spectral exposure's flat: the oracle asks for all types
+        # a type without a file for this exposure is N/A, as a spectral exposure's flat: the oracle asks for all
         header = header.replace("'sha1sum'", "'reffile_required' : 'no',\n    'sha1sum'", 1)
         target = mappings / name
         target.write_text(f"{header}selector = {_selector(rows.get(reference_type, {}), header)}\n")
@@ -166,8 +166,8 @@ def _write_map(rmap: Any, path: Path, kind: str, parkey: str, rows: list[tuple[s
     body = "\n".join(f"    '{key}' : '{name}'," for key, name in rows)
     path.write_text(
         f"header = {{\n    'derived_from' : 'made for tests',\n    {extra}\n    'mapping' : '{kind}',\n"
-        f"    'name' : '{path.name}',\n    'observatory' : 'ROMAN',\n    'parkey' : {parkey},\n    'sha1sum' : '',\n}}\n\n"
-        f"selector = {{\n{body}\n}}\n"
+        f"    'name' : '{path.name}',\n    'observatory' : 'ROMAN',\n    'parkey' : {parkey},\n    'sha1sum' : '',\n"
+        f"}}\n\nselector = {{\n{body}\n}}\n"
     )
     _checksum(rmap, path)
 

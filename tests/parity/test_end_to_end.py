@@ -1,0 +1,94 @@
+"""Whole pipeline against romancal's ExposurePipeline on the same files: every array, column, WCS and status.
+
+On frames of few rows dark_decay and wfi18_transient are skipped on both sides, for the oracle's read times are those of
+4096 rows. One full frame of four resultants goes through with nothing skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Simulated, run_in_process, simulate
+from tests.oracle.compare import Differences, compare_products
+
+pytestmark = pytest.mark.oracle
+
+SKIPPED = {"dark_decay.skip": "true", "wfi18_transient.skip": "true"}
+ACCEPTED = ("meta.source_catalog.tweakreg_catalog_name",)
+"""The oracle writes the path where it happened to write the catalog; ours is the name of the product."""
+
+WCS_MAS = 0.01
+COLUMN = 1e-5
+
+
+def run_oracle(simulated: Simulated, inputs: Sequence[Path], out: Path, settings: dict[str, str]) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "tests.oracle.pipeline",
+        *map(str, inputs),
+        "--references",
+        str(simulated.references),
+    ]
+    words += ["--gaia", str(simulated.gaia), "--out", str(out), "--cache", str(out.parent / "crds")]
+    for name, value in settings.items():
+        words += ["--set", f"{name}={value}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": "."})
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def run_ours(simulated: Simulated, inputs: Sequence[Path], out: Path, settings: dict[str, str]) -> dict[str, Any]:
+    options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    report = run_in_process(simulated, inputs, out, "--set", f"tweakreg.abs_refcat={simulated.gaia}", *options)
+    assert report["exit"] == 0, report
+    return report
+
+
+def check(found: Differences, *, unequal: float = 0.0) -> None:
+    """All arrays equal but for a fraction; metadata, catalogs and WCS as near as a user could want."""
+    assert found.equal_fraction
+    assert {name: 1 - equal for name, equal in found.equal_fraction.items() if 1 - equal > unequal} == {}
+    assert found.outside["data"] <= 1e-4
+    assert found.outside["dq"] <= 1e-5
+    assert [line for line in found.meta if not line.startswith(ACCEPTED)] == []
+    assert found.sources[0] == found.sources[1]
+    assert {name: value for name, value in found.columns.items() if value > COLUMN} == {}
+    assert found.wcs_mas < WCS_MAS
+
+
+def test_an_association_of_two_detectors_and_two_dithers(simulated_association: Simulated, tmp_path: Path) -> None:
+    joint = max(simulated_association.associations, key=lambda path: path.stat().st_size)
+    run_oracle(simulated_association, [joint], tmp_path / "oracle", SKIPPED)
+    report = run_ours(simulated_association, [joint], tmp_path / "ours", SKIPPED)
+    assert len(report["exposures"]) == 4
+    for row in report["exposures"]:
+        assert row["tweakreg"] == "COMPLETE"
+        found = compare_products(Path(row["products"][0]).parent, tmp_path / "oracle", row["exposure"])
+        assert found.sources[0] > 30
+        check(found)
+
+
+def test_spectral_dark_flat_and_wavefront_exposures(tmp_path: Path) -> None:
+    variants = ("grism", "dark", "flat", "wfsc", "wfi18")
+    simulated = simulate(tmp_path / "simulated", variants=variants, rows=64)
+    run_oracle(simulated, simulated.exposures, tmp_path / "oracle", SKIPPED)
+    report = run_ours(simulated, simulated.exposures, tmp_path / "ours", SKIPPED)
+    assert len(report["exposures"]) == len(variants)
+    for row in report["exposures"]:
+        check(compare_products(tmp_path / "ours", tmp_path / "oracle", row["exposure"]))
+
+
+def test_a_full_frame_with_nothing_skipped(tmp_path: Path) -> None:
+    simulated = simulate(tmp_path / "simulated", rows=4096, read_pattern=((1,), (2, 3), (4, 5, 6), (7, 8, 9, 10)))
+    run_oracle(simulated, simulated.exposures, tmp_path / "oracle", {})
+    (row,) = run_ours(simulated, simulated.exposures, tmp_path / "ours", {})["exposures"]
+    found = compare_products(tmp_path / "ours", tmp_path / "oracle", row["exposure"])
+    assert found.sources[0] > 500
+    check(found, unequal=1e-6)
