@@ -45,12 +45,16 @@ from stream.results import Manifest, Results
 from stream.retry import Breaker, RetryPolicy
 from stream.router import Router, run_topics
 from stream.run_records import Attempts, RunRecords
+from stream.store import probe_put_if_absent
 from stream.store.obstore_store import open_store
 from stream.worker import SegmentWorker, WorkFailedError
 
 __all__ = ["EmbeddedRun", "run_from_options"]
 
 LOG = logging.getLogger(__name__)
+
+STALE_SECONDS = 86_400.0
+"""Age of half-written files of killed runs that may be swept: no job takes a day."""
 
 NEVER = 1e15
 """Seconds: in a run that a person watches a changed member is taken up when all have reported, not after a delay."""
@@ -129,6 +133,8 @@ class EmbeddedRun:
         async with AsyncExitStack() as stack:
             self._broker = await stack.enter_async_context(EmbeddedBroker(self._options.work / "log"))
             self._store = open_store(self._options.work / "store")
+            await probe_put_if_absent(self._store)
+            await anyio.to_thread.run_sync(self._store.sweep_staging, STALE_SECONDS)
             self._results = Results(self._store)
             self._records = RunRecords(self._store, self.run)
             await self._records.define(self._definition)

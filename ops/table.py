@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ops.settings import CustomStage, RunSettings
-from stages.pipeline import TABLE, make_stage
+from stages.pipeline import JOINT, TABLE, make_stage
 from stream.failure import PermanentError
 from stream.topology import Segments, StageRow, Topology
 
@@ -79,6 +79,12 @@ def _with_custom(
         raise PermanentError(f"stages.{name}.entry: the stage's own name is {stage.name!r}, expected {name!r}")
     if (custom.after is None) == (custom.replaces is None):
         raise PermanentError(f"stages.{name}: say either after or replaces, and one of them")
+    fixed = {row.name for row in topology.rows[topology.index(JOINT) :]}
+    if fixed & {custom.after, custom.replaces}:
+        raise PermanentError(
+            f"stages.{name}: {JOINT} and what follows it cannot be replaced or followed by another stage; "
+            f"choose a stage before {JOINT}"
+        )
     if custom.replaces is not None:
         if custom.replaces not in topology:
             raise PermanentError(f"stages.{name}.replaces: there is no stage {custom.replaces!r}")

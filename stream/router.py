@@ -18,17 +18,14 @@ from stream.topology import (
     topic_name,
 )
 
-__all__ = ["PRODUCTS", "Router", "run_topics"]
-
-PRODUCTS = "products"
-"""Last part of the name of the topic with product events."""
+__all__ = ["Router", "run_topics"]
 
 StatusOf = Callable[[Manifest], MemberStatus]
 """From a member's last result to its status for the joint stage."""
 
 
 def run_topics(run: str, segments: Segments, *, partitions: int = 1, retry_tiers: int = 0) -> list[TopicSpec]:
-    """All topics of a run: an inbox for each segment, the aggregators' changelogs, product events, dead letters."""
+    """All topics of a run: an inbox for each segment, the aggregators' changelogs, dead letters."""
     specs = [TopicSpec(topic_name(run, segment.name), partitions) for segment in segments]
     specs += [
         TopicSpec(retry_topic_name(run, segment.name, tier), partitions)
@@ -39,7 +36,7 @@ def run_topics(run: str, segments: Segments, *, partitions: int = 1, retry_tiers
     specs += [
         TopicSpec(changelog_topic_name(run, row.name), 1, compacted=True) for row in segments.topology.rows if row.joint
     ]
-    return [*specs, TopicSpec(topic_name(run, PRODUCTS)), TopicSpec(dead_letter_topic_name(run))]
+    return [*specs, TopicSpec(dead_letter_topic_name(run))]
 
 
 class Router:
