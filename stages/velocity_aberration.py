@@ -48,7 +48,7 @@ def velocity_aberration(velocity: tuple[float, float, float], ra: float, dec: fl
     k = np.sqrt(1.0 - b2)
     ub = float(u @ b)
     apparent = (k * u + b * (1.0 + (1.0 - k) * ub / b2)) / (1.0 + ub)
-    ra_apparent = np.rad2deg(np.arctan2(apparent[1], apparent[0])) % 360.0
+    ra_apparent = np.rad2deg(np.arctan2(apparent[1], apparent[0])) % 360.0 % 360.0  # -1e-200 % 360 is 360
     dec_apparent = np.rad2deg(np.arctan2(apparent[2], np.hypot(apparent[0], apparent[1])))
     return float((1.0 + ub) / k), float(ra_apparent), float(dec_apparent)
 
