@@ -6,7 +6,7 @@ DEMO_DIR ?= demo
 DEMO_ROWS ?= 4096
 DEMO_DETECTOR ?= WFI01
 
-.PHONY: demo test lint types unit bench lock clean
+.PHONY: demo test lint types unit newest bench lock clean
 
 define make_environment
 	@$(PYTHON) -c 'import sys; sys.exit("make: Python >= 3.11 is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -19,7 +19,7 @@ demo:
 	$(call make_environment,$(DEMO_ENV),requirements/product.lock)
 	$(DEMO_ENV)/bin/python -m ops.demo --out $(DEMO_DIR) --rows $(DEMO_ROWS) --detector $(DEMO_DETECTOR)
 
-test: lint types unit
+test: lint types unit newest
 
 .PHONY: test-environment
 test-environment:
@@ -34,6 +34,13 @@ types: test-environment
 
 unit: test-environment
 	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+# The product alone, with the newest generation of the field's libraries (the tests need the oracle's).
+NEWEST_DIR := .cache/newest
+newest:
+	$(call make_environment,$(DEMO_ENV),requirements/product.lock)
+	rm -rf $(NEWEST_DIR)
+	$(DEMO_ENV)/bin/python -m ops.demo --out $(NEWEST_DIR) --rows 128
 
 bench: test-environment
 	$(TEST_ENV)/bin/python -m bench.pipeline

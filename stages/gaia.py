@@ -32,6 +32,8 @@ __all__ = [
     "star_table_digest",
 ]
 
+PARQUET_MAGIC = b"PAR1"
+
 MAS_PER_RADIAN = 180.0 * 3600.0 * 1000.0 / np.pi
 
 
@@ -170,13 +172,11 @@ def read_star_table(path: Path | str) -> StarList:
     PermanentError
         The file is missing or no table, has no position columns or two spellings of one, or text where numbers belong.
     """
-    from astropy.table import Table
-
     path = Path(path)
     if not path.is_file():
         raise PermanentError(f"Star table {path} does not exist")
     try:
-        table = Table.read(path)
+        table = _read_table(path)
     except Exception as error:
         raise PermanentError(f"Star table {path} cannot be read as ECSV, CSV, FITS or Parquet: {error}") from error
     columns = _columns_by_lower_case_name(table, path)
@@ -195,6 +195,20 @@ def read_star_table(path: Path | str) -> StarList:
         name=str(path),
         digest=star_table_digest(path),
     )
+
+
+def _read_table(path: Path) -> Any:
+    """Any table that astropy recognises; Parquet through pyarrow, for which astropy wants pandas besides."""
+    from astropy.table import Table
+
+    with path.open("rb") as file:
+        parquet = file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
+    if not parquet:
+        return Table.read(path)
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    return Table({name: table[name].to_numpy() for name in table.column_names})
 
 
 def _columns_by_lower_case_name(table: Any, path: Path) -> dict[str, str]:

@@ -47,7 +47,7 @@ class Finalize:
     """The finalizing stage (see `stream.stage.Stage`); `finalize_exposure` is what it does with a solution."""
 
     name = "finalize"
-    version = "2"
+    version = "3"
     parameters_type: type[StageParameters] = StageParameters
     reference_types: tuple[str, ...] = ("distortion",)
     libraries: tuple[str, ...] = ("numpy", "astropy", "gwcs", "tweakwcs", "roman_datamodels", "rad", "asdf")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stages.exposure import CAL_STEP_KEYS, Exposure, StepStatus
 from stages.finalize.product_file import plain_metadata, write_product
+from stages.finalize.schema_tags import product_tag
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +22,9 @@ IMAGE_ARRAYS = (
     "jump_indices",
 )  # fmt: skip
 """Arrays of the product, as far as the exposure has them."""
+
+_SECOND_DQ = (2, 2)
+"""First version of the image's schema that requires ``dq2``."""
 
 _PLACEHOLDER = -999999
 """What numbers say that no step has filled, as the data models have it."""
@@ -51,4 +57,14 @@ def write_image(path: Path, exposure: Exposure, wcs: Any) -> None:
     meta["cal_logs"] = list(exposure.logs)
     meta["wcs"] = wcs
     arrays = {name: exposure.arrays[name] for name in IMAGE_ARRAYS if name in exposure.arrays}
+    if _has_second_dq(product_tag(exposure.source_tag, "wfi_image")):
+        arrays.setdefault("dq2", np.zeros_like(exposure.arrays["dq"]))
     write_product(path, "ImageModel", "wfi_image", exposure.source_tag, {"meta": meta, **arrays})
+
+
+def _has_second_dq(tag: str | None) -> bool:
+    """Whether the generation has ``dq2``, flags of references' ``dq2`` arrays: no stage's references have any."""
+    if tag is None:
+        return False
+    major, minor, _ = (int(part) for part in tag.rpartition("-")[2].split("."))
+    return (major, minor) >= _SECOND_DQ

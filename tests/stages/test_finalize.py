@@ -336,3 +336,12 @@ def test_log_lines_of_the_stages_are_collected() -> None:
     assert (name, level, text) == ("stages.refpix", "INFO", "switch on")
     assert len(time) == len("2027-03-01T00:00:00.000Z")
     assert time.endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"), [(None, False), ("x/wfi_image-2.1.0", False), ("x/wfi_image-2.2.0", True)]
+)
+def test_only_the_newer_generation_has_a_second_dq_array(tag: str | None, expected: bool) -> None:
+    from stages.finalize.image_product import _has_second_dq
+
+    assert _has_second_dq(tag) is expected
