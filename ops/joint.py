@@ -41,7 +41,7 @@ class JointSolver:
         statuses = [(m.member, m.status, self._tie_digest(messages.get(m.member))) for m in close.members]
         if not any(digest for _, _, digest in statuses):
             return None
-        known = await self._jobs.run("joint_recipe", {}, label=close.association)
+        known = await self._jobs.run_patiently("joint_recipe", {}, label=close.association)
         identity = joint_solution_identity(statuses, recipe=known["recipe"], star_list=known["star_list"])
         found = await self._results.find(identity)
         if found is None:
@@ -63,7 +63,7 @@ class JointSolver:
                 {"id": member.member, "status": member.status if member.status != "missing" else "failed",
                  "facts": dict(message.facts) if message else {}, "tie_points": path}
             )  # fmt: skip
-        document = await self._jobs.run("solve", {"members": described}, label=close.association)
+        document = await self._jobs.run_patiently("solve", {"members": described}, label=close.association)
         data = canonical_json(document)
         key = object_key(close.association, JOINT, f"{close.revision}-{identity[:12]}", "solution.json")
         info = await self._store.put(key, data)

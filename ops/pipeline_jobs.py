@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stream.failure import FailureClass
 from stream.jobs import Job, JobProgress, JobRunner
 from stream.message import Message
 from stream.worker import WorkFailedError
 
 __all__ = ["JobLimits", "Observer", "PipelineJobs"]
+
+PATIENCE = 5
+"""Tries of a job that no worker counts: as many killed processes in a row as a message may meet."""
 
 Observer = Callable[[dict[str, Any]], None]
 """Told what happens, as small dicts with an ``event``."""
@@ -76,6 +80,19 @@ class PipelineJobs:
              "cpu_seconds": outcome.cpu_seconds, "peak_rss_bytes": outcome.peak_rss_bytes}
         )  # fmt: skip
         return outcome.result
+
+    async def run_patiently(self, entry: str, arguments: dict[str, Any], *, label: str) -> Any:
+        """As `run`, but tried again when the job's process was killed or something outside failed.
+
+        For jobs that no message stands behind, whose attempts a worker would count.
+        """
+        for _ in range(PATIENCE - 1):
+            try:
+                return await self.run(entry, arguments, label=label)
+            except WorkFailedError as error:
+                if error.failure_class is not FailureClass.RETRIABLE:
+                    raise
+        return await self.run(entry, arguments, label=label)
 
     async def recipes(self, stages: tuple[str, ...], message: Message) -> Any:
         """Recipes of stages for a message's exposure (see `ops.job.recipes`)."""

@@ -24,7 +24,7 @@ from rich.console import Console
 from ops.ingest import Entry, Ingest, inspect, read_inputs
 from ops.joint import JointSolver
 from ops.outcome import Outcomes
-from ops.pipeline_jobs import JobLimits, PipelineJobs
+from ops.pipeline_jobs import PATIENCE, JobLimits, PipelineJobs
 from ops.product_sets import ProductSets
 from ops.progress import ProgressBars, closing_table
 from ops.run_failure import first_failure, stopped
@@ -37,7 +37,6 @@ from stream.broker.embedded import EmbeddedBroker
 from stream.clock import SystemClock
 from stream.failure import FatalError
 from stream.identity import canonical_json, hash_parts, root_identity
-from stream.jobs import Job
 from stream.member_list import put_member_list
 from stream.message import MemberStatus, Message
 from stream.process_runner import ProcessJobRunner
@@ -47,7 +46,7 @@ from stream.router import Router, run_topics
 from stream.run_records import Attempts, RunRecords
 from stream.store import probe_put_if_absent
 from stream.store.obstore_store import open_store
-from stream.worker import SegmentWorker, WorkFailedError
+from stream.worker import SegmentWorker
 
 __all__ = ["EmbeddedRun", "run_from_options"]
 
@@ -173,12 +172,8 @@ class EmbeddedRun:
 
     async def _check_environment(self) -> None:
         stages = list(self._pipeline.segments.topology.stages)
-        job = Job(
-            entry="ops.job:check", arguments={"environment": self._environment(), "stages": stages}, label="check"
-        )
-        outcome = await self._runner.run(job)
-        if outcome.failure is not None:
-            raise WorkFailedError(outcome)
+        jobs = PipelineJobs(runner=self._runner, environment=self._environment(), limits=self._limits())
+        await jobs.run_patiently("check", {"stages": stages}, label="check")
 
     def _observe(self, event: dict[str, Any]) -> None:
         self._outcomes.observe(event)
@@ -254,7 +249,7 @@ class EmbeddedRun:
             segment=segment,
             work=work,
             capacity=self._settings.slots,
-            policy=RetryPolicy(retry_delays=RETRY_SECONDS),
+            policy=RetryPolicy(tries_in_place=PATIENCE, retry_delays=RETRY_SECONDS),
             breaker=Breaker(enabled=False),
             clock=self._clock,
             rng=random.Random(),  # noqa: S311 - jitter

@@ -137,6 +137,27 @@ def test_job_processes_die_with_a_killed_run(simulated: Simulated, tmp_path: Pat
     assert not [pid for pid in children if _alive(pid)]
 
 
+def test_killed_job_processes_cost_only_a_retry(
+    reference_run: tuple[Path, dict[str, Any]], simulated: Simulated, tmp_path: Path
+) -> None:
+    words = command(simulated, simulated.exposures, tmp_path, "--preset", "balanced")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed, server = [], None
+    while process.poll() is None:
+        children = [pid for pid in _children(process.pid) if pid not in killed]
+        server = server or next(iter(children), None)
+        jobs = [pid for pid in children if pid != server]
+        if jobs and len(killed) < 3:
+            time.sleep(0.5)
+            os.kill(jobs[0], signal.SIGKILL)
+            killed.append(jobs[0])
+            time.sleep(2.0)
+        time.sleep(0.2)
+    assert process.returncode == 0
+    assert len(killed) == 3
+    assert digests(tmp_path) == digests(reference_run[0])
+
+
 def test_changed_settings_are_a_new_run_that_shares_results(
     reference_run: tuple[Path, dict[str, Any]], simulated: Simulated, tmp_path: Path
 ) -> None:
