@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -71,6 +72,24 @@ def _add_simulate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(handle=simulate.run)
 
 
+_VERBS = {
+    "topics": ("ops.topics", "plan or create a run's topics, and define the run"),
+    "worker": ("ops.serve", "serve segments of a run from the broker"),
+    "ingest": ("ops.ingesting", "put L1 files into the store and announce them to a run"),
+    "status": ("ops.status", "how far a run is"),
+    "products": ("ops.fetch_products", "copy finished products out of the store"),
+    "replay": ("ops.replaying", "send exposures of one run through another"),
+    "dlq": ("ops.dead_letters", "list, show or redrive dead letters"),
+}
+"""Verbs of the distributed engine: a module with ``add_arguments`` each."""
+
+
+def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for name, (module, description) in _VERBS.items():
+        parser = verbs.add_parser(name, help=description, description=description[0].upper() + description[1:] + ".")
+        importlib.import_module(module).add_arguments(parser)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse a command line; exits with status 2 and a usage line when it is wrong."""
     parser = argparse.ArgumentParser(
@@ -80,6 +99,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_run(verbs)
     _add_simulate(verbs)
+    _add_verbs(verbs)
     return parser.parse_args(arguments)
 
 

@@ -137,7 +137,7 @@ def inspect(entry: Entry) -> None:
         entry.error = f"{entry.path}: changed while it was read; run again when it is complete"
         return
     entry.size, entry.mtime_ns = after.st_size, after.st_mtime_ns
-    entry.facts = {**facts, "id": entry.id, "locality": facts["detector"]}
+    entry.facts = {**facts, "id": entry.id, "locality": _locality(str(facts["detector"]))}
 
 
 def digest_file(path: Path) -> str:
@@ -147,3 +147,9 @@ def digest_file(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _locality(detector: str) -> int | str:
+    """Number of a detector, so that detectors spread evenly over partitions; its name where it has none."""
+    number = detector.removeprefix("WFI")
+    return int(number) if number.isdigit() else detector

@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import os
-import random
 import shutil
 import sys
 import time
@@ -21,32 +20,29 @@ import anyio
 import anyio.to_thread
 from rich.console import Console
 
-from ops.ingest import Entry, Ingest, inspect, read_inputs
-from ops.joint import JointSolver
+from ops.announce import Announcer
+from ops.engine import Engine, Folders
+from ops.ingest import Ingest, inspect, read_inputs
 from ops.outcome import Outcomes
-from ops.pipeline_jobs import PATIENCE, JobLimits, PipelineJobs
-from ops.product_sets import ProductSets
+from ops.pipeline_jobs import PATIENCE
+from ops.product_sets import ProductSet
 from ops.progress import ProgressBars, closing_table
+from ops.projection import Projection
 from ops.run_failure import first_failure, stopped
 from ops.run_options import RunOptions, log_to_file
 from ops.table import Pipeline, build_pipeline
-from ops.work import PipelineWork, drop_payloads, ingest_key
+from ops.work import drop_payloads
 from stream.aggregator import Aggregator
 from stream.association import AssociationSettings
 from stream.broker.embedded import EmbeddedBroker
 from stream.clock import SystemClock
-from stream.failure import FatalError
-from stream.identity import canonical_json, hash_parts, root_identity
-from stream.member_list import put_member_list
-from stream.message import MemberStatus, Message
+from stream.identity import hash_parts
 from stream.process_runner import ProcessJobRunner
-from stream.results import Manifest, Results
-from stream.retry import Breaker, RetryPolicy
-from stream.router import Router, run_topics
-from stream.run_records import Attempts, RunRecords
+from stream.retry import RetryPolicy
+from stream.router import run_topics
+from stream.run_records import RunRecords
 from stream.store import probe_put_if_absent
 from stream.store.obstore_store import open_store
-from stream.worker import SegmentWorker
 
 __all__ = ["EmbeddedRun", "run_from_options"]
 
@@ -110,6 +106,7 @@ class EmbeddedRun:
         self.run = f"run-{hash_parts('definition', self._definition)[:12]}"
         self._changed = anyio.Event()
         self._session_ms = int(self._clock.now() * 1000)
+        self._outcomes = Outcomes((), session_ms=self._session_ms)
 
     async def execute(self) -> dict[str, Any]:
         """Do it all and return the report.
@@ -134,14 +131,13 @@ class EmbeddedRun:
             self._store = open_store(self._options.work / "store")
             await probe_put_if_absent(self._store)
             await anyio.to_thread.run_sync(self._store.sweep_staging, STALE_SECONDS)
-            self._results = Results(self._store)
-            self._records = RunRecords(self._store, self.run)
-            await self._records.define(self._definition)
+            await RunRecords(self._store, self.run).define(self._definition)
             await self._broker.create_topics(
                 run_topics(self.run, self._pipeline.segments, retry_tiers=len(RETRY_SECONDS))
             )
             self._runner = await stack.enter_async_context(self._make_runner())
-            await self._check_environment()
+            self._engine = self._make_engine()
+            await self._engine.check_environment()
             for entry in ingest.entries.values():
                 await anyio.to_thread.run_sync(inspect, entry)
             self._outcomes = Outcomes(ingest.lists, session_ms=self._session_ms)
@@ -160,20 +156,29 @@ class EmbeddedRun:
             slots=self._settings.slots, preload=("ops.preload:warm",), log_dir=self._options.work / "logs" / "jobs"
         )
 
-    def _environment(self) -> dict[str, Any]:
-        return {
-            "entries": self._pipeline.entries,
-            "parameters": self._settings.parameters,
-            "references": str(self._options.references),
-            "pins": self._definition["pins"],
-            "gaia": str(self._options.gaia),
-            "cache": str(self._options.work / "cache" / "references"),
-        }
+    def _make_engine(self) -> Engine:
+        folders = Folders(self._options.work)
+        self._projection = Projection(store=self._store, out=self._options.out, cache=folders.objects)
+        return Engine(
+            broker=self._broker,
+            store=self._store,
+            runner=self._runner,
+            run=self.run,
+            pipeline=self._pipeline,
+            definition=self._definition,
+            settings=self._settings,
+            folders=folders,
+            visible=self._project,
+            associations=AssociationSettings(deadline=None, revision_delay=NEVER),
+            worker=f"run-{os.getpid()}",
+            policy=RetryPolicy(tries_in_place=PATIENCE, retry_delays=RETRY_SECONDS),
+            breaking=False,
+            observe=self._observe,
+            clock=self._clock,
+        )
 
-    async def _check_environment(self) -> None:
-        stages = list(self._pipeline.segments.topology.stages)
-        jobs = PipelineJobs(runner=self._runner, environment=self._environment(), limits=self._limits())
-        await jobs.run_patiently("check", {"stages": stages}, label="check")
+    async def _project(self, complete: ProductSet) -> None:
+        await self._projection.project(complete)
 
     def _observe(self, event: dict[str, Any]) -> None:
         self._outcomes.observe(event)
@@ -188,116 +193,33 @@ class EmbeddedRun:
         self._changed.set()
 
     async def _work(self, ingest: Ingest) -> None:
-        cache = self._options.work / "cache" / "objects"
-        router = Router(
-            broker=self._broker, segments=self._pipeline.segments, run=self.run, status_of=_status_of, clock=self._clock
-        )
-        self._products = ProductSets(
-            store=self._store, results=self._results, run=self.run, out=self._options.out, cache=cache,
-            observe=self._observe,
-        )  # fmt: skip
-        jobs = PipelineJobs(
-            runner=self._runner, environment=self._environment(), limits=self._limits(), observe=self._observe
-        )
-        work = PipelineWork(
-            jobs=jobs,
-            store=self._store,
-            results=self._results,
-            records=self._records,
-            router=router,
-            products=self._products,
-            cache=cache,
-            scratch=self._options.work / "scratch",
-            keep_after=self._settings.keep_after,
-            observe=self._observe,
-        )
-        aggregator = Aggregator(
-            broker=self._broker,
-            store=self._store,
-            router=router,
-            solver=JointSolver(jobs=jobs, store=self._store, results=self._results, cache=cache).solve,
-            abandon=work.abandon,
-            settings=AssociationSettings(deadline=None, revision_delay=NEVER),
-            clock=self._clock,
-            observe=self._observe,
-        )
-        attempts = Attempts(self._store, run=self.run, worker=f"run-{os.getpid()}", clock=self._clock)
-        await attempts.clear()  # a person has started it anew
+        aggregator = self._engine.aggregator()
+        await self._engine.attempts.clear()  # a person has started it anew
         try:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(aggregator.run)
                 for segment in self._pipeline.segments:
-                    if not router.segments.topology.row(segment.name).joint:
-                        await tasks.start(self._worker(segment, router, work, attempts).run)
-                await self._announce(ingest, router)
+                    if not self._pipeline.segments.topology.row(segment.name).joint:
+                        await tasks.start(self._engine.segment_worker(segment).run)
+                await self._announce(ingest)
                 await self._until_done(aggregator)
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise stopped(group, self._options.work) from group
 
-    def _limits(self) -> JobLimits:
-        settings = self._settings
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        limit = settings.job_memory_gb * 1e9 if settings.job_memory_gb else 0.8 * memory / settings.slots
-        return JobLimits(max(1, settings.threads // settings.slots), settings.job_seconds, int(limit))
-
-    def _worker(self, segment: Any, router: Router, work: PipelineWork, attempts: Attempts) -> SegmentWorker:
-        return SegmentWorker(
-            broker=self._broker,
-            attempts=attempts,
-            router=router,
-            segment=segment,
-            work=work,
-            capacity=self._settings.slots,
-            policy=RetryPolicy(tries_in_place=PATIENCE, retry_delays=RETRY_SECONDS),
-            breaker=Breaker(enabled=False),
+    async def _announce(self, ingest: Ingest) -> None:
+        announcer = Announcer(
+            store=self._store,
+            results=self._engine.results,
+            router=self._engine.router,
             clock=self._clock,
-            rng=random.Random(),  # noqa: S311 - jitter
-            observe=self._observe,
+            upload=False,
+            again=True,
+            replace=self._options.replace,
         )
-
-    async def _announce(self, ingest: Ingest, router: Router) -> None:
-        for members in ingest.lists:
-            await put_member_list(self._store, self.run, members)
+        await announcer.lists(ingest)
         for entry in ingest.entries.values():
-            mine = tuple(m.association for m in ingest.lists if entry.id in m.members)
-            error = entry.error or await self._register(entry)
-            if error is not None:
-                LOG.error("%s", error)
-                for association in mine:
-                    await router.failed(entry.id, association, error, entry.facts)
-                continue
-            root = root_identity(entry.id, entry.digest)
-            manifest = await self._results.publish(_root_manifest(entry, root))
-            branch = str(entry.facts["exposure_type"])
-            first = router.segments.topology.first_stage(branch)
-            if first is None:
-                raise FatalError(f"no stage of the topology runs on exposure type {branch}")
-            await router.send(
-                Message(
-                    run=self.run, exposure=entry.id, stage=first, branch=branch, identity=root, manifest=manifest.key,
-                    facts=entry.facts, associations=mine,
-                )
-            )  # fmt: skip
-
-    async def _register(self, entry: Entry) -> str | None:
-        """Take note of what is ingested under a name; the reason if that is refused."""
-        root = root_identity(entry.id, entry.digest)
-        document = canonical_json(
-            {"identity": root, "path": str(entry.path), "digest": entry.digest, "manifest": f"results/{root}/1"}
-        )
-        key = ingest_key(self.run, entry.id)
-        if await self._store.put_if_absent(key, document):
-            return None
-        known = json.loads(await self._store.get(key) or b"{}")
-        if known.get("digest") != entry.digest and not self._options.replace:
-            return (
-                f"{entry.path}: an exposure named {entry.id} with other content was ingested before from "
-                f"{known.get('path')} (SHA-256 {str(known.get('digest'))[:12]}…, now {entry.digest[:12]}…); "
-                "say --replace to take the new one"
-            )
-        await self._store.put(key, document)
-        return None
+            await announcer.exposure(entry, ingest.lists)
 
     async def _until_done(self, aggregator: Aggregator) -> None:
         pending = set(self._outcomes.lists)
@@ -313,7 +235,7 @@ class EmbeddedRun:
     async def _is_done(self, association: str, aggregator: Aggregator, sent: set[str]) -> bool:
         if not self._outcomes.all_reported(association):
             return False
-        close = await self._products.newest_close(association)
+        close = await self._engine.products.newest_close(association)
         if close is None:
             return False
         if association not in self._outcomes.closed | self._outcomes.dispatched.keys() | sent:
@@ -322,15 +244,15 @@ class EmbeddedRun:
             return False
         if not self._outcomes.is_done(association, close.used, close.revision):
             return False
-        await self._products.check(association)
-        complete = await self._products.current(association)
+        await self._engine.products.check(association)
+        complete = await self._engine.products.current(association)
         if complete is None:
             return False
         self._note_products(association, complete)
         return True
 
     def _note_products(self, association: str, complete: Any) -> None:
-        folder = self._products.folder(complete)
+        folder = self._projection.folder(complete)
         for (exposure, _), row in self._outcomes.rows.items():
             if row.association != association:
                 continue
@@ -350,7 +272,7 @@ class EmbeddedRun:
         failed = {row.association for row in self._outcomes.rows.values() if row.status != "done"}
         wanted = {row.exposure for row in self._outcomes.rows.values() if row.association in failed}
         for exposure in {row.exposure for row in self._outcomes.rows.values()} - wanted:
-            await drop_payloads(self._store, self._results, self._records, exposure, stages)
+            await drop_payloads(self._store, self._engine.results, self._engine.records, exposure, stages)
         shutil.rmtree(self._options.work / "scratch", ignore_errors=True)
 
     def _report(self, ingest: Ingest, seconds: float) -> dict[str, Any]:
@@ -370,22 +292,3 @@ class EmbeddedRun:
             "refused": ingest.refused,
             "exposures": rows,
         }
-
-
-def _root_manifest(entry: Entry, identity: str) -> Manifest:
-    return Manifest(
-        identity=identity,
-        exposure=entry.id,
-        stage="ingest",
-        branch=str(entry.facts["exposure_type"]),
-        facts=entry.facts,
-        extra={"path": str(entry.path), "digest": entry.digest, "size": entry.size, "mtime_ns": entry.mtime_ns},
-    )
-
-
-def _status_of(manifest: Manifest) -> MemberStatus:
-    from stages.saturation import SATURATED_BRANCH
-
-    if manifest.branch == SATURATED_BRANCH:
-        return MemberStatus.SATURATED
-    return MemberStatus.OK if manifest.object("tie_points") is not None else MemberStatus.SKIPPED

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from stream.failure import PermanentError
 
-__all__ = ["CustomStage", "RunSettings", "load_settings", "parse_assignment", "parse_reference_pin"]
+__all__ = ["AssociationRules", "CustomStage", "RunSettings", "load_settings", "parse_assignment", "parse_reference_pin"]
 
 
 class CustomStage(BaseModel):
@@ -25,6 +25,23 @@ class CustomStage(BaseModel):
     )
     after: str | None = Field(default=None, description="Run right after this stage.")
     replaces: str | None = Field(default=None, description="Take the place of this stage.")
+
+
+class AssociationRules(BaseModel):
+    """When an association closes, and what becomes of members that do not come: part of a run's definition."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    minimum: int = Field(default=1, ge=1, description="Fewest members, not failed, that are worth aligning.")
+    deadline: float | None = Field(
+        default=86_400.0, gt=0, description="Seconds from the first member to the deadline; none for no deadline."
+    )
+    revision_delay: float = Field(
+        default=1_800.0, ge=0, description="Seconds without a change before changes after a close open a new revision."
+    )
+    on_missing: Literal["align", "wait", "fail"] = Field(
+        default="align", description="What to do about members that failed or have not come at the deadline."
+    )
 
 
 class RunSettings(BaseSettings):
@@ -65,6 +82,39 @@ class RunSettings(BaseSettings):
         default_factory=dict, description="Reference files by type that win over selection."
     )
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Parameters by stage.")
+    associations: AssociationRules = Field(
+        default_factory=AssociationRules, description="When associations close (distributed engine)."
+    )
+    run: str = Field(default="prompt", description="The run that the distributed verbs work on.")
+    broker: str = Field(
+        default="embedded:",
+        description="``kafka://HOST:PORT[,HOST:PORT…]`` or ``embedded:[DIR]`` (one consuming process).",
+    )
+    store: str = Field(default="", description="``s3://BUCKET/PREFIX``, ``gs://…``, ``az://…`` or a folder.")
+    work: Path = Field(
+        default=Path(".rampstream"), description="A worker's folder for what can be made again: caches, scratch, logs."
+    )
+    partitions: int = Field(
+        default=36, ge=1, description="Partitions of each inbox: the most workers that can share it."
+    )
+    spread: int = Field(default=2, ge=1, description="Partitions over which the exposures of one detector are spread.")
+    replication: int = Field(
+        default=0, ge=0, description="Replicas of each topic; 0 for three, or as many as there are brokers."
+    )
+    retention_hours: float = Field(default=168.0, gt=0, description="How long topics keep records that were consumed.")
+    cache_gb: float = Field(default=20.0, gt=0, description="Bound on fetched objects in the work folder.")
+    drain_seconds: float = Field(
+        default=180.0, ge=0, description="How long a worker that is told to stop may finish what is in flight."
+    )
+    session_seconds: float = Field(
+        default=30.0, ge=1, description="How long a consumer may be silent before its partitions go to others."
+    )
+    retry_seconds: tuple[float, ...] = Field(
+        default=(60.0, 600.0, 3600.0), description="Mean wait of each retry topic."
+    )
+    health: str = Field(
+        default="127.0.0.1:0", description="Where a worker answers /healthz, /readyz and /metrics; port 0 for any."
+    )
     stages: dict[str, CustomStage] = Field(default_factory=dict, description="Stages added or replaced by name.")
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
@@ -11,7 +12,7 @@ from stages.pipeline import JOINT, TABLE, make_stage
 from stream.failure import PermanentError
 from stream.topology import Segments, StageRow, Topology
 
-__all__ = ["ENTRY_POINTS", "Pipeline", "build_pipeline"]
+__all__ = ["ENTRY_POINTS", "Pipeline", "build_pipeline", "defined_pipeline"]
 
 ENTRY_POINTS = "rampstream.stages"
 
@@ -29,11 +30,27 @@ class Pipeline:
         topology = self.segments.topology
         return {
             "topology": [
-                {"name": row.name, "branches": sorted(row.branches), "entry": self.entries[row.name]}
+                {
+                    "name": row.name,
+                    "branches": sorted(row.branches),
+                    "entry": self.entries[row.name],
+                    "joint": row.joint,
+                    "balanced_head": row.balanced_head,
+                }
                 for row in topology.rows
             ],
             "parameters": self.settings.parameters,
         }
+
+
+def defined_pipeline(definition: Mapping[str, Any], settings: RunSettings) -> Pipeline:
+    """Make the pipeline of a run that is defined, cut by the preset of the settings."""
+    topology = Topology(
+        StageRow(row["name"], frozenset(row["branches"]), joint=row["joint"], balanced_head=row["balanced_head"])
+        for row in definition["topology"]
+    )
+    entries = {row["name"]: row["entry"] for row in definition["topology"]}
+    return Pipeline(topology.segments(settings.preset), entries, settings)
 
 
 def build_pipeline(settings: RunSettings) -> Pipeline:

@@ -119,7 +119,7 @@ class PipelineWork:
             {"event": "finalize_failed", "exposure": message.exposure, "association": message.association,
              "revision": message.revision, "reason": reason}
         )  # fmt: skip
-        await self._products.failed(str(message.association), message.exposure, reason)
+        await self._products.failed(str(message.association), message.revision, message.exposure, reason)
 
     async def _stored(self, identity: str) -> Manifest | None:
         """Result that is whole, or whose payload was dropped on purpose while its small objects are still there."""
@@ -166,6 +166,10 @@ class PipelineWork:
         return await self._execute(message, start, stages, recipes, attempt=attempt, bigger_slot=bigger_slot)
 
     async def _input(self, message: Message) -> Manifest:
+        # The manifest that is named first: of an ingested file another one may say where it lies on another machine.
+        named = await self._results.read(message.manifest)
+        if not await self._results.missing(named):
+            return named
         found = await self._results.find(message.identity)
         if found is None:
             raise RetriableError(f"{message.exposure}: the payload of {message.manifest} is not in the store")

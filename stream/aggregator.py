@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from stream.association import Association, AssociationSettings, Close, CloseOutcome, MemberRecord, Seen
-from stream.broker.protocol import Broker, Record
+from stream.broker.protocol import Broker, Record, TopicPartition
 from stream.clock import Clock
-from stream.failure import Failure, FailureClass, PermanentError, PoisonError
+from stream.dead_letters import bury
+from stream.failure import Failure, FailureClass, PermanentError, PoisonError, RetriableError
 from stream.identity import canonical_json
-from stream.inbox import Inbox
+from stream.inbox import REVOKE_SECONDS, Inbox
+from stream.lease import Lease, OrphanedError
 from stream.member_list import load_close, put_close, read_member_list
 from stream.message import MemberMessage, MemberStatus, Message, MessageKind
 from stream.router import Router
@@ -36,6 +38,12 @@ LOG = logging.getLogger(__name__)
 DISPATCHED = "#dispatched"
 IDLE_SECONDS = 3600.0
 """Longest sleep of the timer when nothing is due; a member's arrival wakes it at once."""
+
+BACKLOG_SECONDS = 0.5
+"""How often the timer looks whether the backlog is read, while it is not."""
+
+_PAUSE_SECONDS = 5.0
+"""Between tries to send members on while broker or store do not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,10 @@ class Aggregator:
         Time.
     observe : callable
         Told about members, closes and dispatches.
+    start : str
+        Where a partition without a commit starts (see `stream.inbox.Inbox`).
+    revoke_seconds : float
+        How long partitions that must go wait for what is in flight.
     """
 
     def __init__(
@@ -87,6 +99,8 @@ class Aggregator:
         settings: AssociationSettings,
         clock: Clock,
         observe: Observer = lambda _: None,
+        start: str = "earliest",
+        revoke_seconds: float = REVOKE_SECONDS,
     ) -> None:
         self._broker = broker
         self._store = store
@@ -100,24 +114,34 @@ class Aggregator:
         self._messages: dict[str, dict[str, MemberMessage]] = {}
         self._dispatched: dict[str, int] = {}
         self._at_once: set[tuple[str, str]] = set()
+        self._unlogged: set[tuple[str, str]] = set()
+        self._partition: dict[str, int] = {}
+        self._backlog: dict[int, int] = {}
         self._changelog = changelog_topic_name(router.run, router.joint_stage)
+        self._topic = topic_name(router.run, router.joint_stage)
         self._wake = anyio.Event()
         self._tasks: TaskGroup | None = None
+        self.inbox = Inbox(
+            broker=broker,
+            group=self._topic,
+            topics=(self._topic,),
+            handler=self._member,
+            start=start,
+            clock=clock,
+            revoke_seconds=revoke_seconds,
+            on_assigned=self._take_up,
+            on_revoked=self._let_go,
+        )
 
     def state(self) -> dict[str, Association]:
         """The associations by id."""
         return dict(self._associations)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Restore, then consume until cancelled."""
-        await self._restore()
-        topic = topic_name(self._router.run, self._router.joint_stage)
-        inbox = Inbox(broker=self._broker, group=topic, topics=(topic,), handler=self._member)
+        """Consume until cancelled. State is restored whenever partitions come, before their records."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            for association in list(self._associations):
-                await self._resume(association)
-            await tasks.start(inbox.run)
+            await tasks.start(self.inbox.run)
             task_status.started()
             await self._timer()
 
@@ -128,18 +152,26 @@ class Aggregator:
         """
         state = await self._state(association)
         last = state.last_close
-        if last is not None and self._tasks is not None and not state.changed:
-            self._tasks.start_soon(self._dispatch, last)
+        if last is not None and not state.changed:
+            self._dispatch_soon(last)
         else:
             await self._closed(state, state.close_by_operator())
 
-    async def _restore(self) -> None:
+    async def _take_up(self, partitions: Sequence[TopicPartition]) -> None:
+        """Restore what lies in partitions that have come; the backlog is read before any deadline fires."""
+        began = self._clock.monotonic()
+        mine = {partition.partition for partition in partitions}
+        extents = await self._broker.extents(self._topic)
+        self._backlog.update({number: extents[number][1] for number in mine})
         records: dict[str, list[MemberRecord]] = {}
         for key, record in (await self._broker.read_latest(self._changelog)).items():
             association, _, member = key.decode().partition("/")
             value = json.loads(record.value or b"null")
+            if value["partition"] not in mine:
+                continue
+            self._partition[association] = value["partition"]
             if member == DISPATCHED:
-                self._dispatched[association] = int(value)
+                self._dispatched[association] = int(value["revision"])
                 continue
             records.setdefault(association, []).append(MemberRecord.from_json(value["record"]))
             message = MemberMessage.model_validate_json(json.dumps(value["message"]))
@@ -147,6 +179,32 @@ class Aggregator:
         for association, found in records.items():
             state = await self._state(association)
             state.restore(found)
+        for association in records:
+            await self._resume(association)
+        self._observe({"event": "restored", "associations": len(records), "seconds": self._clock.monotonic() - began})
+        self._wake.set()
+
+    async def _let_go(self, partitions: Sequence[TopicPartition]) -> None:
+        """Forget what lies in partitions that go: another aggregator restores it."""
+        gone = {partition.partition for partition in partitions}
+        for association in [known for known, number in self._partition.items() if number in gone]:
+            del self._partition[association]
+            for kept in (self._associations, self._messages, self._dispatched):
+                kept.pop(association, None)
+        for number in gone:
+            self._backlog.pop(number, None)
+
+    def _owns(self, association: str) -> bool:
+        number = self._partition.get(association)
+        return number is not None and self.inbox.owns(TopicPartition(self._topic, number))
+
+    def _check_owned(self, association: str) -> None:
+        if not self._owns(association):
+            raise OrphanedError
+
+    def _backlog_read(self, association: str) -> bool:
+        number = self._partition.get(association, -1)
+        return self.inbox.prefix(TopicPartition(self._topic, number)) >= self._backlog.get(number, 0)
 
     async def _state(self, association: str) -> Association:
         state = self._associations.get(association)
@@ -165,29 +223,35 @@ class Aggregator:
         """Finish what a crash interrupted: a close whose members were not all sent on, or one that is due."""
         state = self._associations[association]
         last = state.last_close
-        if last is not None and self._dispatched.get(association, 0) < last.revision and self._tasks is not None:
-            self._tasks.start_soon(self._dispatch, last)
-        await self._check(state)
+        if last is not None and self._dispatched.get(association, 0) < last.revision:
+            self._dispatch_soon(last)
 
-    async def _member(self, record: Record) -> None:
+    async def _member(self, record: Record, lease: Lease) -> None:
         try:
             message = MemberMessage.from_record(record)
             state = await self._state(message.association)
         except (PoisonError, PermanentError) as error:
+            lease.check()
             await self._bury(record, error)
             return
+        self._partition[message.association] = record.partition
+        entry = (message.association, message.member)
         seen = state.observe(
             message.member, message.status, message.digest, offset=record.offset, now=self._clock.now()
         )
         if seen in {Seen.NEW, Seen.CHANGED}:
+            self._unlogged.add(entry)
+        if entry in self._unlogged:  # also when an earlier try at this record got no further
             known = next(r for r in state.records() if r.member == message.member)
             self._messages.setdefault(message.association, {})[message.member] = message
-            await self._broker.publish(
-                self._changelog,
-                key=f"{message.association}/{message.member}".encode(),
-                value=canonical_json({"record": known.to_json(), "message": message.model_dump(mode="json")}),
+            lease.check()
+            await self._log_change(
+                message.association,
+                message.member,
+                {"record": known.to_json(), "message": message.model_dump(mode="json")},
             )
-            await self._finalize_at_once(message)
+            self._unlogged.discard(entry)
+        await self._finalize_at_once(message)
         self._observe(
             {"event": "member", "association": message.association, "exposure": message.member,
              "status": message.status.value, "seen": seen.value, "reason": message.reason,
@@ -196,15 +260,20 @@ class Aggregator:
         await self._check(state)
         self._wake.set()
 
-    async def _bury(self, record: Record, error: Exception) -> None:
-        from stream.dead_letters import bury
+    async def _log_change(self, association: str, member: str, value: dict[str, Any]) -> None:
+        await self._broker.publish(
+            self._changelog,
+            key=f"{association}/{member}".encode(),
+            value=canonical_json({"partition": self._partition[association], **value}),
+        )
 
+    async def _bury(self, record: Record, error: Exception) -> None:
         LOG.error("member message refused: %s", error)
         failure = {"class": FailureClass.POISON.value, "type": type(error).__name__, "message": str(error)}
         await bury(self._broker, self._router.run, record, stage=self._router.joint_stage, failure=failure, attempts=1)
 
     async def _check(self, state: Association) -> None:
-        close = state.due(self._clock.now())
+        close = state.due(self._clock.now(), backlog_read=self._backlog_read(state.id))
         if close is not None:
             await self._closed(state, close)
 
@@ -212,9 +281,27 @@ class Aggregator:
         winner = await put_close(self._store, self._router.run, close)
         state.record_close(winner)
         LOG.info("association %s closed, revision %d: %s", state.id, winner.revision, winner.reason.value)
-        self._observe({"event": "closed", "association": state.id, "revision": winner.revision})
+        self._observe(
+            {"event": "closed", "association": state.id, "revision": winner.revision, "reason": winner.reason.value}
+        )
+        self._dispatch_soon(winner)
+
+    def _dispatch_soon(self, close: Close) -> None:
         if self._tasks is not None:
-            self._tasks.start_soon(self._dispatch, winner)
+            self._tasks.start_soon(self._dispatch_patiently, close)
+
+    async def _dispatch_patiently(self, close: Close) -> None:
+        """Send members on until that is done, or another aggregator has the association."""
+        while True:
+            try:
+                await self._dispatch(close)
+            except (RetriableError, OrphanedError) as error:
+                LOG.warning("members of %s cannot be sent on now: %r", close.association, error)
+                await self._clock.sleep(_PAUSE_SECONDS)
+                if close.association not in self._partition:
+                    return
+            else:
+                return
 
     async def _finalize_at_once(self, message: MemberMessage) -> None:
         done = (message.association, message.digest)
@@ -255,6 +342,7 @@ class Aggregator:
                 unsolved = str(error)
                 LOG.error("association %s cannot be solved: %s", close.association, error)  # noqa: TRY400
         for message in present.values():
+            self._check_owned(close.association)
             if message.status is not MemberStatus.OK:
                 await self._finalize_at_once(message)
                 continue
@@ -263,11 +351,8 @@ class Aggregator:
                 await self._router.send(finalize)
             else:
                 await self._abandon(finalize, unsolved)
-        await self._broker.publish(
-            self._changelog,
-            key=f"{close.association}/{DISPATCHED}".encode(),
-            value=canonical_json(close.revision),
-        )
+        self._check_owned(close.association)
+        await self._log_change(close.association, DISPATCHED, {"revision": close.revision})
         self._dispatched[close.association] = close.revision
         self._observe({"event": "dispatched", "association": close.association, "revision": close.revision})
 
@@ -277,7 +362,17 @@ class Aggregator:
             now = self._clock.now()
             times = [at for state in self._associations.values() if (at := state.next_due()) is not None]
             delay = min([at - now for at in times] or [math.inf])
+            if not all(self._backlog_read(association) for association in self._associations):
+                delay = max(delay, BACKLOG_SECONDS)
             with anyio.move_on_after(max(0.01, min(delay, IDLE_SECONDS))):
                 await self._wake.wait()
             for state in list(self._associations.values()):
-                await self._check(state)
+                if self._owns(state.id):
+                    await self._check_patiently(state)
+
+    async def _check_patiently(self, state: Association) -> None:
+        try:
+            await self._check(state)
+        except RetriableError as error:
+            LOG.warning("association %s cannot be closed now: %s", state.id, error)
+            await self._clock.sleep(_PAUSE_SECONDS)

@@ -203,11 +203,17 @@ class Results:
             raise RetriableError(msg)
         return Manifest.decode(data)
 
-    async def publish(self, manifest: Manifest, *, check_digests: Path | None = None) -> Manifest:
+    async def publish(
+        self,
+        manifest: Manifest,
+        *,
+        check_digests: Path | None = None,
+        accept: Callable[[Manifest], bool] = lambda _: True,
+    ) -> Manifest:
         """Make a result known, its objects having been put before; returns the one that holds.
 
-        The first writer wins, and a loser gets the winner's; a damaged winner is succeeded by the next generation.
-        Publishing the same manifest again changes nothing.
+        The first writer wins, and a loser gets the winner's; a damaged winner, or one that ``accept`` refuses, is
+        succeeded by the next generation. Publishing the same manifest again changes nothing.
         """
         generation = 1
         while True:
@@ -218,7 +224,7 @@ class Results:
             if data is None:  # collected between the two calls
                 continue
             winner = _decoded(data, candidate.key)
-            if winner is not None and await self._is_whole(winner, check_digests):
+            if winner is not None and accept(winner) and await self._is_whole(winner, check_digests):
                 if winner.content_digest != candidate.content_digest:
                     self._differs(winner, candidate)
                 return winner

@@ -14,6 +14,7 @@ from stream.topology import (
     changelog_topic_name,
     dead_letter_topic_name,
     partition_for,
+    product_event_topic_name,
     retry_topic_name,
     topic_name,
 )
@@ -24,11 +25,23 @@ StatusOf = Callable[[Manifest], MemberStatus]
 """From a member's last result to its status for the joint stage."""
 
 
-def run_topics(run: str, segments: Segments, *, partitions: int = 1, retry_tiers: int = 0) -> list[TopicSpec]:
-    """All topics of a run: an inbox for each segment, the aggregators' changelogs, dead letters."""
-    specs = [TopicSpec(topic_name(run, segment.name), partitions) for segment in segments]
+def run_topics(
+    run: str,
+    segments: Segments,
+    *,
+    partitions: int = 1,
+    retry_tiers: int = 0,
+    retention_ms: int | None = None,
+) -> list[TopicSpec]:
+    """All topics of a run: an inbox for each segment, retries, the aggregators' changelogs, dead letters, events.
+
+    Retry topics have an eighth of the partitions: little goes through them. Dead letters and changelogs are kept for
+    good, the rest for ``retention_ms``.
+    """
+    kept = {} if retention_ms is None else {"retention.ms": str(retention_ms)}
+    specs = [TopicSpec(topic_name(run, segment.name), partitions, config=kept) for segment in segments]
     specs += [
-        TopicSpec(retry_topic_name(run, segment.name, tier), partitions)
+        TopicSpec(retry_topic_name(run, segment.name, tier), max(1, partitions // 8), config=kept)
         for segment in segments
         if not segments.topology.row(segment.name).joint
         for tier in range(retry_tiers)
@@ -36,7 +49,9 @@ def run_topics(run: str, segments: Segments, *, partitions: int = 1, retry_tiers
     specs += [
         TopicSpec(changelog_topic_name(run, row.name), 1, compacted=True) for row in segments.topology.rows if row.joint
     ]
-    return [*specs, TopicSpec(dead_letter_topic_name(run))]
+    forever = {} if retention_ms is None else {"retention.ms": "-1"}
+    specs.append(TopicSpec(product_event_topic_name(run), 1, config=kept))
+    return [*specs, TopicSpec(dead_letter_topic_name(run), config=forever)]
 
 
 class Router:
@@ -54,8 +69,10 @@ class Router:
         Status of a member from its last result.
     clock : Clock
         For the time in the headers.
-    partitions, spread : int
-        Partitions of an inbox, and over how many of them the exposures of one locality are spread.
+    partitions : mapping of str to int
+        Partitions of each topic that has more than one.
+    spread : int
+        Over how many partitions the exposures of one locality are spread.
     """
 
     def __init__(
@@ -66,7 +83,7 @@ class Router:
         run: str,
         status_of: StatusOf,
         clock: Clock,
-        partitions: int = 1,
+        partitions: Mapping[str, int] | None = None,
         spread: int = 1,
     ) -> None:
         self.run = run
@@ -74,21 +91,22 @@ class Router:
         self._broker = broker
         self._status_of = status_of
         self._clock = clock
-        self._partitions = partitions
+        self._partitions = dict(partitions or {})
         self._spread = spread
 
     async def send(self, message: Message) -> None:
         """Publish a message to the inbox of the segment that holds its start stage."""
         topic = self.segments.inbox(self.run, message.stage)
+        locality = message.facts.get("locality", message.exposure)
         await self._broker.publish(
             topic,
             key=message.key,
             value=message.encode(),
             headers=message.headers(topic, time=self._clock.now()),
             partition=partition_for(
-                str(message.facts.get("locality", message.exposure)),
+                locality if isinstance(locality, int) else str(locality),
                 message.exposure,
-                partitions=self._partitions,
+                partitions=self._partitions.get(topic, 1),
                 spread=self._spread,
             ),
         )

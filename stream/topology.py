@@ -22,6 +22,7 @@ __all__ = [
     "changelog_topic_name",
     "dead_letter_topic_name",
     "partition_for",
+    "product_event_topic_name",
     "retry_topic_name",
     "stable_hash",
     "topic_name",
@@ -306,6 +307,11 @@ def changelog_topic_name(run: str, stage: str) -> str:
 def dead_letter_topic_name(run: str) -> str:
     """Name of the run's topic for records that no attempt can help. No stage's name has a ``-``."""
     return topic_name(run, "x").removesuffix("x") + "dead-letters"
+
+
+def product_event_topic_name(run: str) -> str:
+    """Name of the run's topic for events about products that became visible."""
+    return topic_name(run, "x").removesuffix("x") + "product-events"
 
 
 def _checked(topic: str) -> str:

@@ -109,6 +109,11 @@ class OffsetTracker:
         return tracker
 
     @property
+    def closed(self) -> bool:
+        """Whether its epoch has ended."""
+        return self._closed
+
+    @property
     def in_flight(self) -> int:
         """Records started and not finished."""
         return len(self._open)

@@ -6,9 +6,11 @@ finds its result and publishes it again under the same deterministic id.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import anyio
@@ -18,13 +20,14 @@ from stream.broker.protocol import NOT_BEFORE, Broker, Record
 from stream.clock import Clock
 from stream.dead_letters import bury
 from stream.failure import Failure, FailureClass, FatalError, PermanentError, PoisonError
-from stream.inbox import Inbox
+from stream.inbox import REVOKE_SECONDS, Inbox
 from stream.jobs import JobOutcome
+from stream.lease import Lease
 from stream.message import Message, MessageKind
 from stream.results import Manifest
 from stream.retry import Action, Attempt, Breaker, Outcome, RetryPolicy
 from stream.router import Router
-from stream.run_records import Attempts
+from stream.run_records import AttemptRecord, Attempts
 from stream.topology import Segment, retry_topic_name, topic_name
 
 __all__ = ["SegmentWork", "SegmentWorker", "WorkFailedError"]
@@ -32,6 +35,9 @@ __all__ = ["SegmentWork", "SegmentWorker", "WorkFailedError"]
 LOG = logging.getLogger(__name__)
 
 Observer = Callable[[dict[str, Any]], None]
+
+_RELEASE_SECONDS = 5.0
+"""How long a worker that stops may take to say so in the attempts that it gives up: one small object each."""
 
 
 class WorkFailedError(Failure):
@@ -71,8 +77,8 @@ class SegmentWorker:
         What to serve.
     work : SegmentWork
         Does the work.
-    capacity : int
-        Messages in flight.
+    capacity : anyio.CapacityLimiter
+        One token for each message in flight; segments may share it.
     policy : RetryPolicy
         What becomes of failures.
     breaker : Breaker
@@ -81,6 +87,10 @@ class SegmentWorker:
         Time and chance.
     observe : callable
         Told what happens, as small dicts.
+    start : str
+        Where a partition without a commit starts (see `stream.inbox.Inbox`).
+    revoke_seconds : float
+        How long partitions that must go wait for what is in flight.
     """
 
     def __init__(
@@ -91,12 +101,14 @@ class SegmentWorker:
         router: Router,
         segment: Segment,
         work: SegmentWork,
-        capacity: int,
+        capacity: anyio.CapacityLimiter,
         policy: RetryPolicy,
         breaker: Breaker,
         clock: Clock,
         rng: random.Random,
         observe: Observer = lambda _: None,
+        start: str = "earliest",
+        revoke_seconds: float = REVOKE_SECONDS,
     ) -> None:
         self._broker = broker
         self._attempts_kept = attempts
@@ -111,9 +123,21 @@ class SegmentWorker:
         self._locks: dict[str, anyio.Lock] = {}
         topic = topic_name(router.run, segment.name)
         retries = [retry_topic_name(router.run, segment.name, tier) for tier in range(len(policy.retry_delays))]
-        self._inbox = Inbox(
-            broker=broker, group=topic, topics=(topic, *retries), handler=self._handle, capacity=capacity
+        self.inbox = Inbox(
+            broker=broker,
+            group=topic,
+            topics=(topic, *retries),
+            handler=self._handle,
+            capacity=capacity,
+            start=start,
+            clock=clock,
+            revoke_seconds=revoke_seconds,
         )
+
+    @property
+    def breaker(self) -> Breaker:
+        """The stage's breaker."""
+        return self._breaker
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled.
@@ -123,56 +147,76 @@ class SegmentWorker:
         stream.failure.FatalError
             The engine cannot go on; the message that met it is not committed.
         """
-        await self._inbox.run(task_status=task_status)
+        await self.inbox.run(task_status=task_status)
 
-    async def _handle(self, record: Record) -> None:
+    async def _handle(self, record: Record, lease: Lease) -> None:
+        began = self._clock.monotonic()
         try:
             message = Message.from_record(record)
         except PoisonError as error:
             LOG.error("%s", error)  # noqa: TRY400 - the text says it all
-            await bury(
-                self._broker, self._router.run, record, stage=self._segment.name, failure=_described(error), attempts=1
-            )
+            await self._bury(record, error, attempts=1, lease=lease)
             return
         # Repeats of one message wait for one another: the second finds the result of the first.
         lock = self._locks.setdefault(message.identity, anyio.Lock())
-        async with lock:
-            await self._attempts(record, message)
-        if not lock.statistics().tasks_waiting:
-            self._locks.pop(message.identity, None)
+        try:
+            async with lock:
+                await self._attempts(record, message, lease)
+        finally:
+            if not (lock.locked() or lock.statistics().tasks_waiting):
+                self._locks.pop(message.identity, None)
+        self._observe(
+            {"event": "record_done", "segment": self._segment.name, "seconds": self._clock.monotonic() - began}
+        )
 
-    async def _attempts(self, record: Record, message: Message) -> None:
+    async def _attempts(self, record: Record, message: Message, lease: Lease) -> None:
         attempts = self._attempts_kept
+        lease.check()
         earlier = [known.attempt for known in await attempts.earlier(message.exposure, message.stage)]
         refused = self._policy.admit(earlier)
         if refused is not None:
-            await self._give_up(record, message, PermanentError(refused.reason), earlier)
+            await self._give_up(record, message, PermanentError(refused.reason), earlier, lease)
             return
         while True:
             bigger = self._policy.needs_bigger_slot(earlier)
             attempt = await attempts.start(message.exposure, message.stage, bigger_slot=bigger)
             try:
-                manifest = await self._work.process(message, self._segment, attempt=attempt.id, bigger_slot=bigger)
+                async with self._released_on_stop(attempt):
+                    manifest = await self._work.process(message, self._segment, attempt=attempt.id, bigger_slot=bigger)
             except Failure as error:
                 ended = await attempts.end(attempt, Outcome(error.failure_class.value), _described(error))
                 earlier.append(ended.attempt)
-                if not await self._failed(record, message, error, earlier):
+                lease.check()
+                if not await self._failed(record, message, error, earlier, lease):
                     return
             else:
                 await attempts.end(attempt, Outcome.DONE)
                 self._breaker.record(None, observation=_observation(message))
-                await self._emit(message, manifest)
+                await self._emit(message, manifest, lease)
                 return
 
-    async def _failed(self, record: Record, message: Message, error: Failure, attempts: Sequence[Attempt]) -> bool:
+    @asynccontextmanager
+    async def _released_on_stop(self, attempt: AttemptRecord) -> AsyncIterator[None]:
+        """Mark an attempt as nobody's fault when this worker stops in the middle of it."""
+        try:
+            yield
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(_RELEASE_SECONDS, shield=True), contextlib.suppress(Failure):
+                await self._attempts_kept.end(attempt, Outcome.RELEASED)
+            raise
+
+    async def _failed(
+        self, record: Record, message: Message, error: Failure, attempts: Sequence[Attempt], lease: Lease
+    ) -> bool:
         """Do what the policy says; True to try again now."""
         if self._breaker.record(error.failure_class, observation=_observation(message)):
+            self._observe({"event": "breaker", "segment": self._segment.name, "reason": self._breaker.reason})
             raise FatalError(f"stage {self._segment.name} is stopped: {self._breaker.reason}; last: {error}") from error
         decision = self._policy.decide(attempts, now=self._clock.now(), rng=self._rng)
         LOG.warning("%s at %s: %s; %s", message.exposure, self._segment.name, error, decision.reason)
         self._observe(
             {"event": "attempt_failed", "exposure": message.exposure, "segment": self._segment.name,
-             "reason": str(error), "action": decision.action.value}
+             "class": error.failure_class.value, "reason": str(error), "action": decision.action.value}
         )  # fmt: skip
         if decision.action is Action.STOP:
             raise error
@@ -183,6 +227,7 @@ class SegmentWorker:
             return True
         if decision.action is Action.RETRY_LATER and decision.tier is not None:
             headers = tuple(header for header in record.headers if header[0] != NOT_BEFORE)
+            lease.check()
             await self._broker.publish(
                 retry_topic_name(message.run, self._segment.name, decision.tier),
                 key=record.key,
@@ -190,18 +235,13 @@ class SegmentWorker:
                 headers=(*headers, (NOT_BEFORE, str(decision.not_before_ms).encode())),
             )
             return False
-        await self._give_up(record, message, error, attempts)
+        await self._give_up(record, message, error, attempts, lease)
         return False
 
-    async def _give_up(self, record: Record, message: Message, error: Failure, attempts: Sequence[Attempt]) -> None:
-        await bury(
-            self._broker,
-            self._router.run,
-            record,
-            stage=self._segment.name,
-            failure=_described(error),
-            attempts=len(attempts),
-        )
+    async def _give_up(
+        self, record: Record, message: Message, error: Failure, attempts: Sequence[Attempt], lease: Lease
+    ) -> None:
+        await self._bury(record, error, attempts=len(attempts), lease=lease)
         self._observe(
             {"event": "failed", "exposure": message.exposure, "segment": self._segment.name, "reason": str(error),
              "association": message.association}
@@ -210,9 +250,19 @@ class SegmentWorker:
             await self._work.abandon(message, str(error))
         else:
             for association in message.associations:
+                lease.check()
                 await self._router.failed(message.exposure, association, str(error), message.facts)
 
-    async def _emit(self, message: Message, manifest: Manifest) -> None:
+    async def _bury(self, record: Record, error: Failure, *, attempts: int, lease: Lease) -> None:
+        described = _described(error)
+        lease.check()
+        await bury(
+            self._broker, self._router.run, record, stage=self._segment.name, failure=described, attempts=attempts
+        )
+        self._observe({"event": "dead_letter", "segment": self._segment.name, "class": described["class"]})
+
+    async def _emit(self, message: Message, manifest: Manifest, lease: Lease) -> None:
+        lease.check()
         if message.kind is MessageKind.FINALIZE:
             await self._work.finish(message, manifest)
         else:

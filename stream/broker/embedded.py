@@ -148,10 +148,10 @@ class EmbeddedBroker:
         stream.failure.FatalError
             Another process consumes this log, or another consumer of this group owns one of the topics.
         stream.failure.PermanentError
-            A topic does not exist, or ``start`` is neither earliest nor latest.
+            A topic does not exist, or ``start`` is none of these.
         """
-        if start not in {"earliest", "latest"}:
-            msg = f"a consumer starts at 'earliest' or 'latest', not {start!r}"
+        if start not in {"earliest", "latest", "none"}:
+            msg = f"a consumer starts at 'earliest', 'latest' or 'none', not {start!r}"
             raise PermanentError(msg)
         consumer = EmbeddedConsumer(self._log, self.now_ms, next(self._epochs), group, topics, listener)
         self._join(consumer)
@@ -171,6 +171,29 @@ class EmbeddedBroker:
     async def read(self, topic: str, partition: int, first: int, last: int) -> Sequence[Record]:
         """Records with first <= offset < last."""
         return await self._log.call(lambda log: log.read(topic, partition, first, last))
+
+    async def extents(self, topic: str) -> Mapping[int, tuple[int, int]]:
+        """First offset that is there, and the next one, by partition."""
+        return await self._log.call(lambda log: {p.partition: log.extent(p) for p in log.partitions(topic)})
+
+    async def offsets_for_time(self, topic: str, timestamp_ms: int) -> Mapping[int, int | None]:
+        """First offset with a timestamp at or after this time, by partition."""
+        return await self._log.call(
+            lambda log: {p.partition: log.offset_for_time(p, timestamp_ms) for p in log.partitions(topic)}
+        )
+
+    async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
+        """The group's committed positions by partition."""
+        return await self._log.call(
+            lambda log: {p.partition: c for p in log.partitions(topic) if (c := log.committed(group, p)) is not None}
+        )
+
+    async def reset(self, group: str, commits: Mapping[TopicPartition, Commit]) -> None:
+        """Store positions for a group that has no consumer in this process."""
+        if any(consumer.group == group for consumer in self._consumers):
+            msg = f"group {group} has a consumer: its positions cannot be set from outside"
+            raise RetriableError(msg)
+        await self._log.call(lambda log: log.commit(group, commits))
 
     async def lag(self, group: str, topic: str) -> int:
         """Records not yet committed by the group."""
@@ -257,6 +280,10 @@ class EmbeddedConsumer:
         """All partitions of the topics, from the first fetch on."""
         return frozenset(self._positions) if self._assigned and not self.lost else frozenset()
 
+    def owns(self, partition: TopicPartition, epoch: int) -> bool:
+        """Whether the assignment of that epoch, the only one, goes on."""
+        return partition in self.assignment() and epoch == self._epoch
+
     async def commit(self, commits: Mapping[TopicPartition, Commit]) -> None:
         """Store positions, all or none."""
         owned = self.assignment()
@@ -301,7 +328,17 @@ class EmbeddedConsumer:
                 for number in range(specs[topic].partitions):
                     partition = TopicPartition(topic, number)
                     commit = log.committed(self.group, partition)
-                    beginning = 0 if start == "earliest" else log.end(partition)
+                    if commit is None and start == "none":
+                        msg = f"group {self.group} has no position in {topic}[{number}]: set one first (topics apply)"
+                        raise FatalError(msg)
+                    first, end = log.extent(partition)
+                    if commit is not None and commit.offset > end:
+                        msg = (
+                            f"group {self.group} committed offset {commit.offset} of {topic}[{number}], which holds "
+                            f"{first} to {end}: set a position that it holds"
+                        )
+                        raise FatalError(msg)
+                    beginning = first if start == "earliest" else end
                     positions[partition] = beginning if commit is None else commit.offset
             return positions
 

@@ -214,6 +214,20 @@ class EventLog:
             raise PermanentError(msg)
         return int(row[0])
 
+    def extent(self, partition: TopicPartition) -> tuple[int, int]:
+        """First offset that is there, and the next one."""
+        number, _ = self._topic(partition.topic)
+        with self._typed_errors():
+            row = self._db.execute(
+                "SELECT MIN(pos) FROM records WHERE topic = ? AND part = ?", (number, partition.partition)
+            ).fetchone()
+        end = self.end(partition)
+        return (end if row[0] is None else int(row[0])), end
+
+    def partitions(self, topic: str) -> list[TopicPartition]:
+        """All partitions of a topic."""
+        return [TopicPartition(topic, number) for number in range(self._topic(topic)[1].partitions)]
+
     def offset_for_time(self, partition: TopicPartition, timestamp_ms: int) -> int | None:
         """First offset with a timestamp at or after this time."""
         number, _ = self._topic(partition.topic)

@@ -118,6 +118,14 @@ class Consumer(Protocol):
         """Partitions that this member owns now."""
         ...
 
+    def owns(self, partition: TopicPartition, epoch: int) -> bool:
+        """Whether the partition is still this member's, without a break since the assignment of that epoch.
+
+        False also when the last sign of life that the group acknowledged is older than its session: another member may
+        own the partition by now.
+        """
+        ...
+
     async def commit(self, commits: Mapping[TopicPartition, Commit]) -> None:
         """Store positions for the group. Raises RetriableError when this member no longer owns a partition."""
         ...
@@ -174,7 +182,12 @@ class Broker(Protocol):
     def consumer(
         self, group: str, topics: Sequence[str], *, listener: AssignmentListener | None = None, start: str = "earliest"
     ) -> AbstractAsyncContextManager[Consumer]:
-        """Join a group. A partition without a committed position starts at ``start`` (earliest or latest)."""
+        """Join a group.
+
+        A partition without a committed position starts at ``start``, ``earliest`` or ``latest``; with ``none`` it is
+        a FatalError, as is in any case a committed position that the log no longer holds: somebody has to say
+        (`reset`) where to go on. The first fetch raises it at the latest.
+        """
         ...
 
     async def read_latest(self, topic: str) -> Mapping[bytes, Record]:
@@ -183,6 +196,22 @@ class Broker(Protocol):
 
     async def read(self, topic: str, partition: int, first: int, last: int) -> Sequence[Record]:
         """Records with first <= offset < last, without a group."""
+        ...
+
+    async def extents(self, topic: str) -> Mapping[int, tuple[int, int]]:
+        """First offset that is there, and the offset that the next record will get, by partition."""
+        ...
+
+    async def offsets_for_time(self, topic: str, timestamp_ms: int) -> Mapping[int, int | None]:
+        """First offset with a timestamp at or after this time by partition, None where there is none."""
+        ...
+
+    async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
+        """The group's committed positions by partition; partitions without one are left out."""
+        ...
+
+    async def reset(self, group: str, commits: Mapping[TopicPartition, Commit]) -> None:
+        """Store positions for a group that has no members. Raises RetriableError when it has."""
         ...
 
     async def lag(self, group: str, topic: str) -> int:

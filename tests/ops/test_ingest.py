@@ -93,7 +93,7 @@ def test_facts_and_digest_come_from_the_file(tmp_path: Path) -> None:
     inspect(entry)
     assert entry.error is None
     assert entry.digest == digest_file(entry.path)
-    assert (entry.facts["id"], entry.facts["locality"], entry.facts["filename"]) == (EXPOSURE, "WFI01", NAME)
+    assert (entry.facts["id"], entry.facts["locality"], entry.facts["filename"]) == (EXPOSURE, 1, NAME)
     assert (entry.size, entry.mtime_ns) == (entry.path.stat().st_size, entry.path.stat().st_mtime_ns)
 
 

@@ -1,0 +1,196 @@
+"""``rampstream worker``: serves segments of a run from the broker until it is told to stop.
+
+SIGUSR1 makes it quiet: it takes nothing more and stays a member of its groups, so that a deployment causes no
+rebalance before it must. SIGTERM and SIGINT drain: nothing more is taken, what is in flight is finished within a
+budget, then the groups are left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from ops.connect import add_engine_arguments, connected, engine_settings, view_run
+from ops.engine import Engine, Folders
+from ops.run_failure import stopped
+from ops.run_options import log_to_file
+from ops.settings import RunSettings
+from stream.association import AssociationSettings, OnMissing
+from stream.failure import PermanentError
+from stream.inbox import Inbox
+from stream.process_runner import ProcessJobRunner
+from stream.retry import RetryPolicy
+from stream.topology import Segments
+
+__all__ = ["Server", "add_arguments"]
+
+LOG = logging.getLogger(__name__)
+
+STALE_SECONDS = 86_400.0
+"""Age of half-written files of killed workers that may be swept: no job takes a day."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the verb its options."""
+    add_engine_arguments(parser)
+    parser.add_argument("--preset", choices=("fused", "balanced", "granular"), help="refused if the run has another")
+    parser.add_argument("--segments", metavar="A,B", help="segments to serve, by their first stage (default: all)")
+    parser.add_argument("--slots", type=int, help="exposures worked on at the same time")
+    parser.add_argument("--threads", type=int, help="threads of all slots together (default: the machine's cores)")
+    parser.add_argument("--health", metavar="HOST:PORT", help="where to answer /healthz, /readyz and /metrics")
+    parser.set_defaults(handle=run_verb)
+
+
+def run_verb(options: argparse.Namespace) -> int:
+    """Serve; 0 after SIGTERM."""
+    settings = engine_settings(options)
+    log_to_file(settings.work)
+    server = Server(settings, preset=options.preset, segments=options.segments)
+    return anyio.run(server.serve)
+
+
+class Server:
+    """One worker process.
+
+    Parameters
+    ----------
+    settings : RunSettings
+        Which run, broker and store, and how much to do at a time.
+    preset : str, optional
+        How the caller believes that the run is cut.
+    segments : str, optional
+        Names of the segments to serve, separated by commas; all when not given.
+    """
+
+    def __init__(self, settings: RunSettings, *, preset: str | None = None, segments: str | None = None) -> None:
+        self._settings = settings
+        self._preset = preset
+        self._names = None if segments is None else [name.strip() for name in segments.split(",") if name.strip()]
+        self._inboxes: list[Inbox] = []
+
+    async def serve(self) -> int:
+        """Work until told to stop; returns the exit status.
+
+        Raises
+        ------
+        stream.failure.FatalError
+            The engine cannot go on: credentials, a full disk, an open breaker, no broker.
+        """
+        try:
+            return await self._serve()
+        except BaseExceptionGroup as group:
+            raise stopped(group, self._settings.work) from group
+
+    async def _serve(self) -> int:
+        folders = Folders(self._settings.work.absolute())
+        async with AsyncExitStack() as stack:
+            # Job processes are forked from a server that is started before this process has threads to lose.
+            runner = await stack.enter_async_context(
+                ProcessJobRunner(
+                    slots=self._settings.slots, preload=("ops.preload:warm",), log_dir=folders.root / "logs" / "jobs"
+                )
+            )
+            connection = await stack.enter_async_context(connected(self._settings))
+            view = await view_run(connection, self._preset)
+            await anyio.to_thread.run_sync(connection.store.sweep_staging, STALE_SECONDS)
+            topics = await connection.broker.topics()
+            engine = Engine(
+                broker=connection.broker,
+                store=connection.store,
+                runner=runner,
+                run=self._settings.run,
+                pipeline=view.pipeline,
+                definition=view.definition,
+                settings=view.settings,
+                folders=folders,
+                visible=_unseen,
+                associations=association_settings(view.definition),
+                worker=worker_name(),
+                policy=RetryPolicy(retry_delays=view.settings.retry_seconds),
+                partitions={name: spec.partitions for name, spec in topics.items()},
+                start="none",
+                shared=True,
+                observe=self._observe,
+            )
+            await engine.check_environment()
+            await self._work(engine)
+        return 0
+
+    def _observe(self, event: dict[str, Any]) -> None:
+        LOG.debug("%s", event)
+
+    def _chosen(self, segments: Segments) -> list[str]:
+        known = [segment.name for segment in segments]
+        if self._names is None:
+            return known
+        unknown = [name for name in self._names if name not in known]
+        if unknown or not self._names:
+            raise PermanentError(f"--segments: there is no segment {unknown or ''}; this run has {', '.join(known)}")
+        return [name for name in known if name in self._names]
+
+    async def _work(self, engine: Engine) -> None:
+        segments = engine.pipeline.segments
+        async with anyio.create_task_group() as tasks:
+            for name in self._chosen(segments):
+                served = (
+                    engine.aggregator()
+                    if segments.topology.row(name).joint
+                    else engine.segment_worker(segments.named(name))
+                )
+                self._inboxes.append(served.inbox)
+                await tasks.start(served.run)
+            LOG.info("serving %s of run %s", ", ".join(self._chosen(segments)), engine.run)
+            sys.stdout.write(f"rampstream worker {engine.worker}: serving {', '.join(self._chosen(segments))}\n")
+            sys.stdout.flush()
+            await self._until_told()
+            tasks.cancel_scope.cancel()
+
+    async def _until_told(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+            async for told in signals:
+                LOG.info("%s: taking nothing more", told.name)
+                for inbox in self._inboxes:
+                    inbox.quiet()
+                if told is not signal.SIGUSR1:
+                    break
+        await drain(self._inboxes, self._settings.drain_seconds)
+
+
+async def drain(inboxes: Sequence[Inbox], seconds: float) -> bool:
+    """Wait for what is in flight; False when the budget ends first."""
+    with anyio.move_on_after(seconds) as scope:
+        for inbox in inboxes:
+            await inbox.idle()
+    if scope.cancelled_caught:
+        LOG.warning("%d messages are given up after %.0f s", sum(inbox.in_flight for inbox in inboxes), seconds)
+    return not scope.cancelled_caught
+
+
+def association_settings(definition: dict[str, Any]) -> AssociationSettings:
+    """How the associations of a run close, by its definition."""
+    rules = definition["associations"]
+    return AssociationSettings(
+        minimum=rules["minimum"],
+        deadline=rules["deadline"],
+        revision_delay=rules["revision_delay"],
+        on_missing=OnMissing(rules["on_missing"]),
+    )
+
+
+def worker_name() -> str:
+    """Name of this process in attempts and logs."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+async def _unseen(_: Any) -> None:
+    return

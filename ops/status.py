@@ -1,0 +1,134 @@
+"""``rampstream status``: how far a run is: lag of each segment, dead letters, associations, products. Reads only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from typing import Any
+
+import anyio
+from rich.console import Console
+from rich.table import Table
+
+from ops.connect import Connection, add_engine_arguments, connected, engine_settings, view_run
+from ops.dead_letters import dead_letters
+from ops.product_sets import ProductSets
+from ops.topics import group_topics
+from stream.member_list import load_close, read_member_list
+
+__all__ = ["add_arguments", "association_ids", "report"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the verb its options."""
+    add_engine_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(handle=run_verb)
+
+
+def run_verb(options: argparse.Namespace) -> int:
+    """Show; always 0 when the run could be read."""
+    settings = engine_settings(options)
+
+    async def read() -> dict[str, Any]:
+        async with connected(settings) as connection:
+            return await report(connection)
+
+    found = anyio.run(read)
+    if options.json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        _show(found)
+    return 0
+
+
+async def report(connection: Connection) -> dict[str, Any]:
+    """Everything that ``status --json`` tells."""
+    view = await view_run(connection)
+    run = connection.settings.run
+    topics = await connection.broker.topics()
+    segments = []
+    for group, names in group_topics(run, view.pipeline.segments, view.retry_tiers).items():
+        waiting = {name: await connection.broker.lag(group, name) for name in names}
+        segments.append(
+            {
+                "segment": group.removeprefix(f"{run}."),
+                "stages": list(view.pipeline.segments.named(group.removeprefix(f"{run}.")).stages),
+                "lag": waiting[names[0]],
+                "retrying": sum(waiting.values()) - waiting[names[0]],
+                "partitions": topics[names[0]].partitions,
+            }
+        )
+    buried = [letter for letter in await dead_letters(connection) if not letter["redriven"]]
+    associations = [await _association(connection, association) for association in await association_ids(connection)]
+    return {
+        "run": run,
+        "preset": view.layout["preset"],
+        "segments": segments,
+        "dead_letters": {
+            "count": len(buried),
+            "by_stage": dict(Counter(letter["stage"] for letter in buried)),
+            "by_class": dict(Counter(letter["class"] for letter in buried)),
+        },
+        "associations": {
+            "count": len(associations),
+            "open": sum(not known["revision"] for known in associations),
+            "complete": sum(bool(known["complete"]) for known in associations),
+        },
+        "exposures": {
+            "expected": len({member for known in associations for member in known["members"]}),
+            "with_products": len({member for known in associations for member in known["products"]}),
+        },
+    }
+
+
+async def association_ids(connection: Connection) -> list[str]:
+    """All associations that were announced to the run."""
+    prefix = f"runs/{connection.settings.run}/associations/"
+    found = []
+    async for info in connection.store.list(prefix):
+        association, _, last = info.key.removeprefix(prefix).rpartition("/")
+        if last == "members":
+            found.append(association)
+    return found
+
+
+async def _association(connection: Connection, association: str) -> dict[str, Any]:
+    run = connection.settings.run
+    members = await read_member_list(connection.store, run, association)
+    revision = 0
+    while await load_close(connection.store, run, association, revision + 1) is not None:
+        revision += 1
+    sets = ProductSets(store=connection.store, results=connection.results, run=run, visible=_unseen)
+    complete = await sets.current(association)
+    return {
+        "association": association,
+        "members": list(members.members),
+        "revision": revision,
+        "complete": complete is not None,
+        "products": sorted(complete.members) if complete else [],
+    }
+
+
+async def _unseen(_: Any) -> None:
+    return
+
+
+def _show(found: dict[str, Any]) -> None:
+    table = Table(title=f"run {found['run']}, preset {found['preset']}")
+    for column in ("segment", "stages", "partitions", "lag", "retrying"):
+        table.add_column(column, justify="left" if column in {"segment", "stages"} else "right")
+    for row in found["segments"]:
+        stages = row["stages"]
+        shown = stages[0] if len(stages) == 1 else f"{stages[0]} … {stages[-1]}"
+        table.add_row(row["segment"], shown, str(row["partitions"]), str(row["lag"]), str(row["retrying"]))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    associations, exposures = found["associations"], found["exposures"]
+    console.print(
+        f"associations: {associations['count']} announced, {associations['open']} open, "
+        f"{associations['complete']} complete; exposures: {exposures['with_products']} of {exposures['expected']} "
+        f"with products; dead letters: {found['dead_letters']['count']}"
+    )

@@ -1,0 +1,219 @@
+"""``rampstream topics plan|apply``: defines a run, creates its topics, and says where its groups begin.
+
+An existing topic is never changed: what differs from what is wanted is told, and refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from ops.connect import (
+    Connection,
+    add_engine_arguments,
+    connected,
+    engine_settings,
+    layout_key,
+    put_layout,
+)
+from ops.settings import RunSettings
+from ops.table import Pipeline, build_pipeline, defined_pipeline
+from stream.broker.protocol import Broker, Commit, TopicPartition, TopicSpec
+from stream.failure import PermanentError, RetriableError
+from stream.router import run_topics
+from stream.topology import Segments, retry_topic_name, topic_name
+
+__all__ = ["add_arguments", "apply", "bootstrap", "definition_of", "group_topics", "plan"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the verb its options."""
+    parser.add_argument("action", choices=("plan", "apply"), help="say what would be done, or do it")
+    add_engine_arguments(parser)
+    parser.add_argument("--preset", choices=("fused", "balanced", "granular"), help="default: granular")
+    parser.add_argument("--partitions", type=int, help="partitions of each inbox (default: 36)")
+    parser.add_argument("--references", type=Path, metavar="DIR", help="folder with reference files")
+    parser.add_argument("--gaia", type=Path, metavar="TABLE", help="table of reference stars")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="assignments", metavar="STAGE.PARAMETER=VALUE", help="one parameter"
+    )
+    parser.add_argument(
+        "--reference", action="append", default=[], dest="pins", metavar="TYPE=FILE", help="a pinned reference"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(handle=run_verb)
+
+
+def run_verb(options: argparse.Namespace) -> int:
+    """Plan or apply; 0 when everything is, or could be made, as wanted."""
+    settings = engine_settings(options, **({} if options.preset else {"preset": "granular"}))
+    return anyio.run(_run, options, settings)
+
+
+async def _run(options: argparse.Namespace, settings: RunSettings) -> int:
+    async with connected(settings) as connection:
+        definition = await _definition(connection, options)
+        pipeline = defined_pipeline(definition, settings)
+        report = await plan(connection, definition, pipeline)
+        if options.action == "apply":
+            if report["conflicts"]:
+                raise PermanentError("; ".join(report["conflicts"]))
+            await apply(connection, definition, pipeline)
+            report["applied"] = True
+    if options.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        sys.stdout.write(_shown(report))
+    return 1 if report["conflicts"] else 0
+
+
+async def _definition(connection: Connection, options: argparse.Namespace) -> dict[str, Any]:
+    """The definition that the options give; the run's own when they say nothing of references and stars."""
+    known = await connection.records.definition()
+    if options.references is None and options.gaia is None and known is not None:
+        return known
+    if options.references is None or options.gaia is None:
+        msg = f"the run {connection.settings.run!r} is new: say its --references DIR and --gaia TABLE"
+        raise PermanentError(msg)
+    return definition_of(connection.settings, options.references, options.gaia)
+
+
+def definition_of(settings: RunSettings, references: Path, gaia: Path, *, salt: str | None = None) -> dict[str, Any]:
+    """Make a run's definition.
+
+    Raises
+    ------
+    PermanentError
+        The folder or the table does not exist, or a setting is wrong.
+    """
+    if not references.is_dir():
+        raise PermanentError(f"--references {references}: there is no such folder")
+    if not gaia.is_file():
+        raise PermanentError(f"--gaia {gaia}: there is no such file")
+    definition = {
+        **build_pipeline(settings).definition(),
+        "references": str(references.resolve()),
+        "pins": {kind: str(path) for kind, path in settings.references.items()},
+        "gaia": str(gaia.resolve()),
+        "associations": settings.associations.model_dump(mode="json"),
+    }
+    return definition if salt is None else {**definition, "salt": salt}
+
+
+def wanted_topics(settings: RunSettings, segments: Segments) -> list[TopicSpec]:
+    """The topics of a run."""
+    return run_topics(
+        settings.run,
+        segments,
+        partitions=settings.partitions,
+        retry_tiers=len(settings.retry_seconds),
+        retention_ms=int(settings.retention_hours * 3_600_000),
+    )
+
+
+def group_topics(run: str, segments: Segments, retry_tiers: int) -> dict[str, list[str]]:
+    """The topics that each consumer group of a run reads."""
+    groups = {}
+    for segment in segments:
+        topic = topic_name(run, segment.name)
+        tiers = 0 if segments.topology.row(segment.name).joint else retry_tiers
+        groups[topic] = [topic, *(retry_topic_name(run, segment.name, tier) for tier in range(tiers))]
+    return groups
+
+
+async def plan(connection: Connection, definition: dict[str, Any], pipeline: Pipeline) -> dict[str, Any]:
+    """What applying would do, and what stands in its way."""
+    settings, store = connection.settings, connection.store
+    existing = await connection.broker.topics()
+    create, conflicts, keep = [], [], []
+    for spec in wanted_topics(settings, pipeline.segments):
+        found = existing.get(spec.name)
+        if found is None:
+            create.append({"topic": spec.name, "partitions": spec.partitions, "compacted": spec.compacted})
+        elif (found.partitions, found.compacted) != (spec.partitions, spec.compacted):
+            conflicts.append(
+                f"topic {spec.name} has {found.partitions} partitions"
+                f"{' and is compacted' if found.compacted else ''}, wanted are {spec.partitions}"
+                f"{', compacted' if spec.compacted else ''}: a topic is never changed here, for keys would move"
+            )
+        else:
+            keep.append(spec.name)
+    laid_out = await store.get(layout_key(settings.run))
+    if laid_out is not None:
+        conflicts += await _undrained(connection, definition, json.loads(laid_out), pipeline)
+    known = await connection.records.definition()
+    return {
+        "run": settings.run,
+        "preset": settings.preset,
+        "defined": known is not None,
+        "create": create,
+        "keep": keep,
+        "conflicts": conflicts,
+        "applied": False,
+    }
+
+
+async def _undrained(
+    connection: Connection, definition: dict[str, Any], layout: dict[str, Any], pipeline: Pipeline
+) -> list[str]:
+    """Inboxes of the present layout that hold messages and would be read by nobody after the change."""
+    run = connection.settings.run
+    old = defined_pipeline(definition, connection.settings.model_copy(update={"preset": layout["preset"]}))
+    served = {topic_name(run, segment.name) for segment in pipeline.segments}
+    found = []
+    for group, topics in group_topics(run, old.segments, len(layout["retry_seconds"])).items():
+        lags = {topic: await connection.broker.lag(group, topic) for topic in topics if group not in served}
+        found += [
+            f"topic {name} holds {lag} messages that the new preset would not read" for name, lag in lags.items() if lag
+        ]
+    return found
+
+
+async def apply(connection: Connection, definition: dict[str, Any], pipeline: Pipeline) -> None:
+    """Define the run, create its topics, and let its groups begin at the beginning."""
+    settings = connection.settings
+    await connection.records.define(definition)
+    await connection.broker.create_topics(wanted_topics(settings, pipeline.segments))
+    await bootstrap(connection.broker, group_topics(settings.run, pipeline.segments, len(settings.retry_seconds)))
+    await put_layout(
+        connection.store,
+        settings.run,
+        {"preset": settings.preset, "spread": settings.spread, "retry_seconds": list(settings.retry_seconds)},
+    )
+
+
+async def bootstrap(broker: Broker, groups: dict[str, list[str]]) -> None:
+    """Commit the beginning of each partition that a group has no position in.
+
+    Raises
+    ------
+    PermanentError
+        A group that lacks positions has members already.
+    """
+    for group, topics in groups.items():
+        missing: dict[TopicPartition, Commit] = {}
+        for topic in topics:
+            committed = await broker.committed(group, topic)
+            for number, (first, _) in (await broker.extents(topic)).items():
+                if number not in committed:
+                    missing[TopicPartition(topic, number)] = Commit(first)
+        if not missing:
+            continue
+        try:
+            await broker.reset(group, missing)
+        except RetriableError as error:
+            raise PermanentError(f"group {group} lacks positions and has workers: stop them first ({error})") from error
+
+
+def _shown(report: dict[str, Any]) -> str:
+    lines = [f"run {report['run']}, preset {report['preset']}, {'defined' if report['defined'] else 'new'}"]
+    verb = "created" if report["applied"] else "to create"
+    lines += [f"  {verb}: {t['topic']} ({t['partitions']} partitions)" for t in report["create"]]
+    lines += [f"  there already: {len(report['keep'])} topics"] if report["keep"] else []
+    lines += [f"  conflict: {text}" for text in report["conflicts"]]
+    return "\n".join(lines) + "\n"
