@@ -42,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--from-run", default="prompt", metavar="RUN", help="the run to take exposures from")
     plan.add_argument("--from-offset", type=int, metavar="N", help="records from this offset of each partition")
     plan.add_argument("--to-offset", type=int, metavar="N", help="records before this offset of each partition")
-    plan.add_argument(
-        "--since", metavar="TIME", help="records published since (ISO 8601, UTC by default)"
-    )
+    plan.add_argument("--since", metavar="TIME", help="records published since (ISO 8601, UTC by default)")
     plan.add_argument("--until", metavar="TIME", help="records published before")
     plan.add_argument("--exposure", action="append", default=[], metavar="GLOB", help="only these exposures")
     plan.add_argument(
@@ -98,9 +96,7 @@ async def _plan(options: argparse.Namespace) -> ReplayPlan:
             inboxes = ", ".join(segment.name for segment in segments)
             raise PermanentError(f"--topic {options.topic}: run {settings.run} has the inboxes {inboxes}")
         if options.topic == segments.topology.stages[-1]:
-            raise PermanentError(
-                f"--topic {options.topic}: they belong to closes of the old run; replay tweakreg"
-            )
+            raise PermanentError(f"--topic {options.topic}: they belong to closes of the old run; replay tweakreg")
         plan = ReplayPlan(settings.run, options.run, options.topic, definition, view.layout)
         await _select(options, connection, view, plan)
         environment = job_environment(definition, Folders(settings.work.absolute()))

@@ -1,0 +1,84 @@
+"""Real servers for tests: Kafka and S3 as `deploy/local` starts them. Each belongs to who started it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LOCAL = Path(__file__).parents[1] / "deploy" / "local"
+
+
+def _output(script: str, *arguments: str | Path) -> str:
+    done = subprocess.run([sys.executable, LOCAL / script, *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@dataclass
+class KafkaCluster:
+    """A running cluster; nodes count from 1."""
+
+    data: Path
+    servers: str
+
+    @property
+    def url(self) -> str:
+        return f"kafka://{self.servers}"
+
+    def _pid(self, node: int) -> int:
+        return int(json.loads((self.data / f"kafka-{node}.pid").read_text())["pid"])
+
+    def signal(self, node: int, number: signal.Signals) -> None:
+        os.kill(self._pid(node), number)
+
+    def kill(self, node: int = 1) -> None:
+        """End a node as a power failure would."""
+        self.signal(node, signal.SIGKILL)
+
+    def start(self, node: int = 1) -> None:
+        subprocess.run(
+            [sys.executable, LOCAL / "kafka", "start-node", "--data", self.data, "--node", str(node)], check=True
+        )
+
+    def stop(self, node: int = 1) -> None:
+        subprocess.run(
+            [sys.executable, LOCAL / "kafka", "stop-node", "--data", self.data, "--node", str(node)], check=True
+        )
+
+
+@contextlib.contextmanager
+def kafka_cluster(data: Path, *, nodes: int = 1) -> Iterator[KafkaCluster]:
+    _output("kafka", "up", "--nodes", str(nodes), "--data", data)
+    try:
+        yield KafkaCluster(data, (data / "servers").read_text())
+    finally:
+        subprocess.run([sys.executable, LOCAL / "kafka", "down", "--data", data], check=True)
+
+
+@dataclass
+class S3Server:
+    """A running S3 server and the variables that lead to it."""
+
+    data: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        """Where its objects lie as files."""
+        return self.data / "root" / "rampstream"
+
+
+@contextlib.contextmanager
+def s3_server(data: Path) -> Iterator[S3Server]:
+    lines = [line.removeprefix("export ").split("=", 1) for line in _output("s3", "up", "--data", data).splitlines()]
+    try:
+        yield S3Server(data, dict(lines))
+    finally:
+        subprocess.run([sys.executable, LOCAL / "s3", "down", "--data", data], check=True)
