@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from stream.identity import canonical_json
 from stream.results import Results
 from stream.run_records import RunRecords
 from stream.store import ObjectStore, probe_put_if_absent
+from stream.store.measured import MeasuredStore
 from stream.store.obstore_store import open_store
 
 __all__ = ["Connection", "RunView", "add_engine_arguments", "connected", "engine_settings", "layout_key", "view_run"]
@@ -97,9 +98,13 @@ def open_broker(settings: RunSettings) -> Any:
 
 
 @asynccontextmanager
-async def connected(settings: RunSettings) -> AsyncIterator[Connection]:
-    """Open broker and store; a store that ignores put-if-absent is refused."""
-    store = open_store(settings.store)
+async def connected(
+    settings: RunSettings, observe: Callable[[dict[str, Any]], None] | None = None
+) -> AsyncIterator[Connection]:
+    """Open broker and store (measured, if someone observes); a store that ignores put-if-absent is refused."""
+    store: ObjectStore = open_store(settings.store)
+    if observe is not None:
+        store = MeasuredStore(store, observe)
     await probe_put_if_absent(store)
     async with open_broker(settings) as broker:
         yield Connection(settings, broker, store)

@@ -24,11 +24,12 @@ from stream.clock import Clock, SystemClock
 from stream.inbox import REVOKE_SECONDS
 from stream.jobs import JobRunner
 from stream.message import MemberStatus
-from stream.results import Manifest, Results
+from stream.results import Manifest, Results, file_digest
 from stream.retry import Breaker, RetryPolicy
 from stream.router import Router
 from stream.run_records import Attempts, RunRecords
 from stream.store import ObjectStore
+from stream.store.cache import ObjectCache
 from stream.topology import Segment
 from stream.worker import SegmentWorker
 
@@ -168,6 +169,13 @@ class Engine:
             limits=job_limits(self.settings),
             observe=self.observe,
         )
+        self.cache = ObjectCache(
+            self.store,
+            self.folders.objects,
+            max_bytes=int(self.settings.cache_gb * 1e9),
+            digest=file_digest,
+            observe=self.observe,
+        )
         self.work = PipelineWork(
             jobs=self.jobs,
             store=self.store,
@@ -175,13 +183,13 @@ class Engine:
             records=self.records,
             router=self.router,
             products=self.products,
-            cache=self.folders.objects,
+            cache=self.cache,
             scratch=self.folders.scratch,
             keep_after=self.settings.keep_after,
             observe=self.observe,
         )
         # One message more than there are slots: its payload is fetched while a job runs.
-        self._tokens = anyio.CapacityLimiter(self.settings.slots + 1)
+        self.tokens = anyio.CapacityLimiter(self.settings.slots + 1)
 
     async def check_environment(self) -> None:
         """Have a job process make every stage and open the star table: what is wrong is told before any work."""
@@ -194,9 +202,7 @@ class Engine:
             broker=self.broker,
             store=self.store,
             router=self.router,
-            solver=JointSolver(
-                jobs=self.jobs, store=self.store, results=self.results, cache=self.folders.objects
-            ).solve,
+            solver=JointSolver(jobs=self.jobs, store=self.store, results=self.results, cache=self.cache).solve,
             abandon=self.work.abandon,
             settings=self.associations,
             clock=self.clock,
@@ -213,7 +219,7 @@ class Engine:
             router=self.router,
             segment=segment,
             work=self.work,
-            capacity=self._tokens if self.shared else anyio.CapacityLimiter(self.settings.slots),
+            capacity=self.tokens if self.shared else anyio.CapacityLimiter(self.settings.slots),
             policy=self.policy,
             breaker=Breaker(enabled=self.breaking),
             clock=self.clock,

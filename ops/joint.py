@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ops.pipeline_jobs import PipelineJobs
 from stages.pipeline import JOINT
 from stream.aggregator import Solved
-from stream.association import Close
+from stream.association import Close, ClosedMember
 from stream.identity import canonical_json, joint_solution_identity
 from stream.message import MemberMessage
 from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key
 from stream.store import ObjectStore
+from stream.store.cache import ObjectCache
 
 __all__ = ["JointSolver"]
 
@@ -26,11 +29,11 @@ class JointSolver:
         Runs the solution.
     store, results : ObjectStore, Results
         Where tie points and solutions lie.
-    cache : Path
-        For objects that are not local.
+    cache : ObjectCache
+        Fetches tie points.
     """
 
-    def __init__(self, *, jobs: PipelineJobs, store: ObjectStore, results: Results, cache: Path) -> None:
+    def __init__(self, *, jobs: PipelineJobs, store: ObjectStore, results: Results, cache: ObjectCache) -> None:
         self._jobs = jobs
         self._store = store
         self._results = results
@@ -52,18 +55,28 @@ class JointSolver:
     def _tie_digest(message: MemberMessage | None) -> str | None:
         return None if message is None else message.tie_points_digest
 
+    @staticmethod
+    def _described(member: ClosedMember, message: MemberMessage | None, paths: Mapping[str, Path]) -> dict[str, Any]:
+        path = paths.get(member.member)
+        return {
+            "id": member.member,
+            "status": member.status if member.status != "missing" else "failed",
+            "facts": dict(message.facts) if message else {},
+            "tie_points": None if path is None else str(path),
+        }
+
     async def _solve(self, close: Close, messages: dict[str, MemberMessage], identity: str) -> Manifest:
-        described = []
-        for member in close.members:
-            message = messages.get(member.member)
-            path = None
-            if message is not None and message.tie_points is not None:
-                path = str(await self._store.fetch(message.tie_points, self._cache))
-            described.append(
-                {"id": member.member, "status": member.status if member.status != "missing" else "failed",
-                 "facts": dict(message.facts) if message else {}, "tie_points": path}
-            )  # fmt: skip
-        document = await self._jobs.run_patiently("solve", {"members": described}, label=close.association)
+        wanted = []
+        for message in messages.values():
+            if message.tie_points is not None and message.tie_points_digest is not None:
+                info = await self._store.head(message.tie_points)
+                size = -1 if info is None else info.size
+                wanted.append(
+                    StoredObject(message.member, message.tie_points, message.tie_points_digest, size, ObjectKind.SIDE)
+                )
+        async with self._cache.lease(wanted) as paths:
+            described = [self._described(member, messages.get(member.member), paths) for member in close.members]
+            document = await self._jobs.run_patiently("solve", {"members": described}, label=close.association)
         data = canonical_json(document)
         key = object_key(close.association, JOINT, f"{close.revision}-{identity[:12]}", "solution.json")
         info = await self._store.put(key, data)

@@ -74,6 +74,10 @@ class PipelineJobs:
 
         outcome = await self._runner.run(job, progress=progress)
         if outcome.failure is not None:
+            self._observe(
+                {"event": "job_failed", "exposure": label, "entry": entry, "seconds": outcome.wall_seconds,
+                 "death": "oom" if outcome.failure.get("oom") else outcome.failure.get("signal")}
+            )  # fmt: skip
             raise WorkFailedError(outcome)
         self._observe(
             {"event": "job_done", "exposure": label, "entry": entry, "seconds": outcome.wall_seconds,

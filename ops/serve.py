@@ -22,15 +22,22 @@ import anyio.to_thread
 
 from ops.connect import add_engine_arguments, connected, engine_settings, view_run
 from ops.engine import Engine, Folders
+from ops.health import HealthServer, parse_address
+from ops.monitor import Monitor
 from ops.run_failure import stopped
 from ops.run_options import log_to_file
 from ops.settings import RunSettings
+from ops.topics import group_topics
+from stream.aggregator import Aggregator
 from stream.association import AssociationSettings, OnMissing
 from stream.failure import PermanentError
 from stream.inbox import Inbox
+from stream.metrics import Metrics
 from stream.process_runner import ProcessJobRunner
 from stream.retry import RetryPolicy
-from stream.topology import Segments
+from stream.topology import Segments, topic_name
+from stream.watchdog import Watchdog
+from stream.worker import SegmentWorker
 
 __all__ = ["Server", "add_arguments"]
 
@@ -76,7 +83,9 @@ class Server:
         self._settings = settings
         self._preset = preset
         self._names = None if segments is None else [name.strip() for name in segments.split(",") if name.strip()]
-        self._inboxes: list[Inbox] = []
+        self._inboxes: dict[str, Inbox] = {}
+        self._metrics = Metrics()
+        self._monitor: Monitor | None = None
 
     async def serve(self) -> int:
         """Work until told to stop; returns the exit status.
@@ -100,7 +109,7 @@ class Server:
                     slots=self._settings.slots, preload=("ops.preload:warm",), log_dir=folders.root / "logs" / "jobs"
                 )
             )
-            connection = await stack.enter_async_context(connected(self._settings))
+            connection = await stack.enter_async_context(connected(self._settings, observe=self._observe))
             view = await view_run(connection, self._preset)
             await anyio.to_thread.run_sync(connection.store.sweep_staging, STALE_SECONDS)
             topics = await connection.broker.topics()
@@ -122,12 +131,13 @@ class Server:
                 shared=True,
                 observe=self._observe,
             )
+            await anyio.to_thread.run_sync(engine.cache.sweep)
             await engine.check_environment()
             await self._work(engine)
         return 0
 
     def _observe(self, event: dict[str, Any]) -> None:
-        LOG.debug("%s", event)
+        self._metrics.observe(event)
 
     def _chosen(self, segments: Segments) -> list[str]:
         known = [segment.name for segment in segments]
@@ -140,30 +150,55 @@ class Server:
 
     async def _work(self, engine: Engine) -> None:
         segments = engine.pipeline.segments
-        async with anyio.create_task_group() as tasks:
-            for name in self._chosen(segments):
-                served = (
-                    engine.aggregator()
-                    if segments.topology.row(name).joint
-                    else engine.segment_worker(segments.named(name))
-                )
-                self._inboxes.append(served.inbox)
-                await tasks.start(served.run)
-            LOG.info("serving %s of run %s", ", ".join(self._chosen(segments)), engine.run)
-            sys.stdout.write(f"rampstream worker {engine.worker}: serving {', '.join(self._chosen(segments))}\n")
-            sys.stdout.flush()
-            await self._until_told()
-            tasks.cancel_scope.cancel()
+        chosen = self._chosen(segments)
+        served: dict[str, Aggregator | SegmentWorker] = {
+            name: engine.aggregator()
+            if segments.topology.row(name).joint
+            else engine.segment_worker(segments.named(name))
+            for name in chosen
+        }
+        self._inboxes = {name: part.inbox for name, part in served.items()}
+        groups = group_topics(engine.run, segments, len(engine.settings.retry_seconds))
+        watchdog = Watchdog(dump=engine.folders.root / "logs" / "stacks.log")
+        self._monitor = monitor = Monitor(
+            broker=engine.broker,
+            inboxes=self._inboxes,
+            topics={name: groups[topic_name(engine.run, name)] for name in chosen},
+            aggregator=next((part for part in served.values() if isinstance(part, Aggregator)), None),
+            tokens=engine.tokens,
+            metrics=self._metrics,
+            watchdog=watchdog,
+        )
+        self._metrics["slots"].set(engine.settings.slots)
+        health = HealthServer(registry=self._metrics.registry, live=monitor.live, ready=monitor.not_ready)
+        host, port = parse_address(engine.settings.health)
+        watchdog.start()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(monitor.run)
+                port = await tasks.start(health.serve, host, port)
+                for part in served.values():
+                    await tasks.start(part.run)
+                monitor.ready = True
+                told = f"serving {', '.join(chosen)} of run {engine.run}; health and metrics at http://{host}:{port}"
+                LOG.info("%s", told)
+                sys.stdout.write(f"rampstream worker {engine.worker}: {told}\n")
+                sys.stdout.flush()
+                await self._until_told(monitor)
+                tasks.cancel_scope.cancel()
+        finally:
+            watchdog.stop()
 
-    async def _until_told(self) -> None:
+    async def _until_told(self, monitor: Monitor) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
             async for told in signals:
                 LOG.info("%s: taking nothing more", told.name)
-                for inbox in self._inboxes:
+                monitor.stopping = True
+                for inbox in self._inboxes.values():
                     inbox.quiet()
                 if told is not signal.SIGUSR1:
                     break
-        await drain(self._inboxes, self._settings.drain_seconds)
+        await drain(list(self._inboxes.values()), self._settings.drain_seconds)
 
 
 async def drain(inboxes: Sequence[Inbox], seconds: float) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from stream.router import Router
 from stream.run_records import RunRecords
 from stream.segment import SegmentPlan
 from stream.store import ObjectStore
+from stream.store.cache import ObjectCache
 from stream.topology import Segment
 
 __all__ = ["PipelineWork", "drop_payloads", "dropped_key", "ingest_key"]
@@ -63,8 +66,10 @@ class PipelineWork:
         The engine's parts.
     products : ProductSets
         Told about finalized exposures.
-    cache, scratch : Path
-        Folders for fetched objects and for files being made.
+    cache : ObjectCache
+        Fetches objects.
+    scratch : Path
+        Folder for files being made.
     keep_after : tuple of str
         Stages inside a segment whose results are stored too.
     observe : callable
@@ -80,7 +85,7 @@ class PipelineWork:
         records: RunRecords,
         router: Router,
         products: ProductSets,
-        cache: Path,
+        cache: ObjectCache,
         scratch: Path,
         keep_after: tuple[str, ...] = (),
         observe: Observer = lambda _: None,
@@ -107,9 +112,13 @@ class PipelineWork:
         if message.association is None:
             msg = f"a finalize message of {message.exposure} names no association"
             raise PermanentError(msg)
+        rms = manifest.extra.get("summary", {}).get("rms")
+        record = json.loads(await self._store.get(ingest_key(message.run, message.exposure)) or b"{}")
+        arrived = record.get("arrived")
         self._observe(
             {"event": "finalized", "exposure": message.exposure, "association": message.association,
-             "revision": message.revision}
+             "revision": message.revision, "rms_mas": None if rms is None else 1e3 * rms,
+             "latency": None if arrived is None else time.time() - arrived}
         )  # fmt: skip
         await self._products.finalized(message.association, message.revision, manifest)
 
@@ -185,24 +194,26 @@ class PipelineWork:
         attempt: str,
         bigger_slot: bool,
     ) -> Manifest:
-        manifest, paths = await self._local(start)
         staging = self._staging(attempt)
-        plan = SegmentPlan(
-            manifest=manifest.document(),
-            paths=paths,
-            stages=stages,
-            keep=frozenset(self._keep_after),
-            recipes=dict(recipes),
-            attempt=attempt,
-            staging=staging,
-        )
         try:
-            made = await self._jobs.run(
-                "execute", {"plan": plan.model_dump(mode="json")}, label=message.exposure, bigger_slot=bigger_slot
-            )
+            async with self._local(start) as (manifest, paths):
+                plan = SegmentPlan(
+                    manifest=manifest.document(),
+                    paths=paths,
+                    stages=stages,
+                    keep=frozenset(self._keep_after),
+                    recipes=dict(recipes),
+                    attempt=attempt,
+                    staging=staging,
+                )
+                made = await self._jobs.run(
+                    "execute", {"plan": plan.model_dump(mode="json")}, label=message.exposure, bigger_slot=bigger_slot
+                )
             self._check_unchanged(start)
             await self._check_references(message, recipes)
             published = await self._results.publish_made(made)
+            for key, path in made["files"].items():
+                self._cache.adopt(key, Path(path))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if not published:
@@ -215,14 +226,17 @@ class PipelineWork:
     def _staging(self, attempt: str) -> Path:
         return self._store.staging(attempt) or self._scratch / attempt
 
-    async def _local(self, manifest: Manifest) -> tuple[Manifest, dict[str, Path]]:
-        """Local files of a result's objects; an ingested exposure is read where it lies."""
+    @asynccontextmanager
+    async def _local(self, manifest: Manifest) -> AsyncIterator[tuple[Manifest, dict[str, Path]]]:
+        """Local files of a result's objects; an ingested exposure that was not uploaded is read where it lies."""
         if "path" not in manifest.extra:
-            return manifest, await self._results.fetch(manifest, self._cache)
+            async with self._cache.lease(manifest.objects) as paths:
+                yield manifest, paths
+            return
         self._check_unchanged(manifest)
         extra = manifest.extra
         stored = StoredObject("input", "input", str(extra["digest"]), int(extra["size"]), ObjectKind.INPUT)
-        return replace(manifest, objects=(stored,)), {"input": Path(extra["path"])}
+        yield replace(manifest, objects=(stored,)), {"input": Path(extra["path"])}
 
     @staticmethod
     def _check_unchanged(manifest: Manifest) -> None:
@@ -327,24 +341,24 @@ class PipelineWork:
         *,
         bigger_slot: bool,
     ) -> Manifest:
-        paths = await self._results.fetch(payload, self._cache)
-        arrays = {o.name: str(paths[o.name]) for o in payload.objects if o.kind is ObjectKind.ARRAY}
-        tree = next(o.name for o in payload.objects if o.kind is ObjectKind.TREE)
+        wanted = [o for o in payload.objects if o.kind in {ObjectKind.ARRAY, ObjectKind.TREE}]
+        tree = next(o.name for o in wanted if o.kind is ObjectKind.TREE)
         folder = self._staging(attempt)
         try:
-            made = await self._jobs.run(
-                "finalize",
-                {
-                    "tree": str(paths[tree]),
-                    "arrays": arrays,
-                    "facts": message.facts,
-                    "solution": solution,
-                    "association": association,
-                    "out_dir": str(folder),
-                },
-                label=message.exposure,
-                bigger_slot=bigger_slot,
-            )
+            async with self._cache.lease(wanted) as paths:
+                made = await self._jobs.run(
+                    "finalize",
+                    {
+                        "tree": str(paths[tree]),
+                        "arrays": {o.name: str(paths[o.name]) for o in wanted if o.kind is ObjectKind.ARRAY},
+                        "facts": message.facts,
+                        "solution": solution,
+                        "association": association,
+                        "out_dir": str(folder),
+                    },
+                    label=message.exposure,
+                    bigger_slot=bigger_slot,
+                )
             objects = []
             for name in made["files"]:
                 described = made["stored"][name]

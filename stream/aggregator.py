@@ -255,6 +255,7 @@ class Aggregator:
         self._observe(
             {"event": "member", "association": message.association, "exposure": message.member,
              "status": message.status.value, "seen": seen.value, "reason": message.reason,
+             "late": seen in {Seen.NEW, Seen.CHANGED} and state.last_close is not None,
              "published_ms": record.timestamp_ms}
         )  # fmt: skip
         await self._check(state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,9 @@ from stream.store import ObjectStore
 __all__ = ["Manifest", "ObjectKind", "Results", "StoredObject", "file_digest", "object_key", "result_key"]
 
 _LOG = logging.getLogger(__name__)
+
+_TOGETHER = 4
+"""Objects of one result put at once: enough to fill a link."""
 
 
 class ObjectKind(StrEnum):
@@ -235,8 +238,13 @@ class Results:
 
         The objects come first and the manifests after them: a crash in between leaves garbage, never a broken result.
         """
-        for key, path in made["files"].items():
-            await self._store.put(key, Path(path))
+        limit = anyio.CapacityLimiter(_TOGETHER)
+
+        async def put(item: tuple[str, str]) -> None:
+            async with limit:
+                await self._store.put(item[0], Path(item[1]))
+
+        await _first_error(put, list(made["files"].items()))
         return [await self.publish(Manifest.from_document(document)) for document in made["manifests"]]
 
     async def missing(self, manifest: Manifest) -> list[StoredObject]:
@@ -289,11 +297,11 @@ class Results:
             self._on_difference(winner, loser)
 
 
-async def _first_error(work: Callable[[StoredObject], Any], objects: tuple[StoredObject, ...]) -> None:
+async def _first_error(work: Callable[[Any], Any], objects: Sequence[Any]) -> None:
     # A task group would wrap what callers catch by its class.
     errors: list[Exception] = []
 
-    async def guarded(stored: StoredObject) -> None:
+    async def guarded(stored: Any) -> None:
         try:
             await work(stored)
         except Exception as error:  # noqa: BLE001 - raised again below, the first one alone

@@ -283,8 +283,18 @@ class KafkaBroker:
 
     async def _committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Commit]:
         places = [_Place(partition.topic, partition.partition) for partition in partitions]
-        with failures(f"cannot look up the positions of group {group}"):
-            found = await self._admin.list_consumer_group_offsets(group, partitions=places)
+        what = f"cannot look up the positions of group {group}"
+        gives_up = time.monotonic() + self._timings.request_seconds
+        while True:
+            try:
+                with failures(what):
+                    found = await self._admin.list_consumer_group_offsets(group, partitions=places)
+                    break
+            except RetriableError:
+                # Groups move to another coordinator, and in a young cluster there is none until it is asked for.
+                if time.monotonic() > gives_up:
+                    raise
+                await asyncio.sleep(0.2)
         return {
             TopicPartition(place.topic, place.partition): Commit(at.offset, at.metadata or "")
             for place, at in found.items()

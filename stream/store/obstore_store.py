@@ -157,7 +157,7 @@ class ObstoreObjectStore:
             if await path.exists() and (await path.stat()).st_size == size:
                 return target
             await path.parent.mkdir(parents=True, exist_ok=True)
-            partial = anyio.Path(f"{target}.{uuid.uuid4().hex}.partial")
+            partial = anyio.Path(f"{target}.{os.getpid()}.{uuid.uuid4().hex}.partial")
             try:
                 async with await anyio.open_file(partial, "wb") as file:
                     async for chunk in result.stream(min_chunk_size=_CHUNK):
@@ -269,6 +269,8 @@ def failure_from(error: Exception, what: str) -> Failure:
     code = error.errno if isinstance(error, OSError) else None
     if code is None and (told := _OS_ERROR.search(str(error))):
         code = int(told.group(1))
+    if isinstance(error, FileNotFoundError) and code is None:  # of a bucket: what is read and missing never comes here
+        return FatalError(f"{what}: there is no such bucket or folder: {_first_line(error)}")
     fatal = isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or code in _FATAL_ERRNOS
     return (FatalError if fatal else RetriableError)(f"{what}: {_first_line(error)}")
 
