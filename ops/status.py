@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections import Counter
 from typing import Any
 
@@ -18,30 +19,41 @@ from ops.product_sets import ProductSets
 from ops.topics import group_topics
 from stream.member_list import load_close, read_member_list
 
+POLL_SECONDS = 1.0
+
 __all__ = ["add_arguments", "association_ids", "report"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the verb its options."""
     add_engine_arguments(parser)
+    parser.add_argument(
+        "--wait", type=float, metavar="SECONDS", help="first wait until every exposure has products or a dead letter"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(handle=run_verb)
 
 
 def run_verb(options: argparse.Namespace) -> int:
-    """Show; always 0 when the run could be read."""
-    settings = engine_settings(options)
-
-    async def read() -> dict[str, Any]:
-        async with connected(settings) as connection:
-            return await report(connection)
-
-    found = anyio.run(read)
+    """Show; 1 when what was waited for did not come."""
+    found, done = anyio.run(_read, options)
     if options.json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
         _show(found)
-    return 0
+    return 0 if done else 1
+
+
+async def _read(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    async with connected(engine_settings(options)) as connection:
+        gives_up = time.monotonic() + (options.wait or 0.0)
+        while True:
+            found = await report(connection)
+            exposures = found["exposures"]
+            done = exposures["with_products"] + found["dead_letters"]["exposures"] >= exposures["expected"]
+            if options.wait is None or done or time.monotonic() > gives_up:
+                return found, done or options.wait is None
+            await anyio.sleep(POLL_SECONDS)
 
 
 async def report(connection: Connection) -> dict[str, Any]:
@@ -69,6 +81,7 @@ async def report(connection: Connection) -> dict[str, Any]:
         "segments": segments,
         "dead_letters": {
             "count": len(buried),
+            "exposures": len({letter["exposure"] for letter in buried if letter["exposure"]}),
             "by_stage": dict(Counter(letter["stage"] for letter in buried)),
             "by_class": dict(Counter(letter["class"] for letter in buried)),
         },

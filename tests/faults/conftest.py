@@ -1,0 +1,30 @@
+"""Servers that the fault tests share, and a bench for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bench_of_workers import Bench
+from tests.servers import KafkaCluster, S3Server, kafka_cluster, s3_server
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    with kafka_cluster(tmp_path_factory.mktemp("kafka")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def bench(tmp_path: Path, cluster: KafkaCluster, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return Bench(tmp_path, cluster, s3)

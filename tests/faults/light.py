@@ -1,0 +1,325 @@
+"""A light pipeline through the real engine: two stages of milliseconds, real payloads, Kafka and S3. Not the science.
+
+A worker is a process: ``python -m tests.faults.light CONFIGURATION.json``. The configuration says where things are and,
+for a test that shows that it can fail, which mutant of the engine it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from ops import serve as workers_verb
+from stream.broker.kafka import KafkaBroker
+from stream.broker.kafka_settings import KafkaTimings
+from stream.clock import SystemClock
+from stream.failure import FailureClass, PermanentError
+from stream.identity import chain
+from stream.jobs import Job
+from stream.lease import Lease
+from stream.message import MemberStatus, Message
+from stream.process_runner import ProcessJobRunner
+from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key
+from stream.retry import Attempt, Breaker, Outcome, RetryPolicy
+from stream.router import Router
+from stream.run_records import Attempts, RunRecords
+from stream.store import ObjectStore
+from stream.store.obstore_store import open_store
+from stream.topology import Segment, Segments, StageRow, Topology
+from stream.tracker import OffsetTracker
+from stream.watchdog import Watchdog, WatchLimits
+from stream.worker import SegmentWorker, WorkFailedError
+
+BRANCH = "x"
+STAGES = ("first", "second")
+PHASES = ("download", "compute", "put", "after-put", "after-publish")
+RETRIES = (0.5,)
+SESSION = 3.0
+TIMINGS = KafkaTimings(
+    session_seconds=SESSION, heartbeat_seconds=0.4, revoke_seconds=2.0, rebalance_seconds=5.0, request_seconds=8.0
+)
+
+
+def segments() -> Segments:
+    # The last row is joint, so that the router has one; nothing of this branch goes there.
+    rows = [StageRow(name, frozenset({BRANCH})) for name in STAGES]
+    rows += [StageRow("joint", frozenset({"y"}), joint=True), StageRow("last", frozenset({"y"}))]
+    return Topology(rows).segments("granular")
+
+
+@dataclasses.dataclass
+class Configuration:
+    run: str
+    broker: str
+    store: str
+    work: str
+    journal: str
+    triggers: str
+    slots: int = 1
+    seconds: float = 0.1
+    wall_seconds: float = 3.0
+    memory_bytes: int = 300_000_000
+    drain_seconds: float = 20.0
+    mutant: str = ""
+    breaker: bool = False
+
+    def write(self, path: Path) -> Path:
+        path.write_text(json.dumps(dataclasses.asdict(self)))
+        return path
+
+
+def recipe(stage: str) -> str:
+    return hashlib.sha256(f"recipe of {stage}".encode()).hexdigest()
+
+
+class LightWork:
+    """Implements `stream.worker.SegmentWork` as the pipeline's own does: find, fetch, job, put, manifest, pointer."""
+
+    def __init__(self, config: Configuration, store: ObjectStore, runner: ProcessJobRunner) -> None:
+        self.config = config
+        self.store = store
+        self.results = Results(store)
+        self.records = RunRecords(store, config.run)
+        self.runner = runner
+        self.cache = Path(config.work) / "cache"
+
+    def phase(self, name: str) -> None:
+        """Die here if a test wants one worker to."""
+        try:
+            (Path(self.config.triggers) / f"kill-{name}").unlink()
+        except FileNotFoundError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def process(self, message: Message, segment: Segment, *, attempt: str, bigger_slot: bool) -> Manifest:
+        identity = chain(message.identity, recipe(segment.name))
+        found = await self.results.find(identity)
+        if found is not None:
+            return found
+        given = await self.results.read(message.manifest)
+        self.phase("download")
+        source = await self.store.fetch(given.objects[0].key, self.cache)
+        made = Path(self.config.work) / attempt
+        try:
+            result = await self._job(message, segment.name, source, made, bigger_slot=bigger_slot)
+            key = object_key(message.exposure, segment.name, attempt, "payload")
+            await self.store.put(key, made)
+        finally:
+            made.unlink(missing_ok=True)
+        self.phase("put")
+        manifest = Manifest(
+            identity=identity,
+            exposure=message.exposure,
+            stage=segment.name,
+            branch=BRANCH,
+            facts=message.facts,
+            objects=(StoredObject("payload", key, result["digest"], result["size"], ObjectKind.ARRAY),),
+            attempt=attempt,
+        )
+        published = await self.results.publish(manifest)
+        await self.records.point(published)
+        self.phase("after-put")
+        return published
+
+    async def _job(
+        self, message: Message, stage: str, source: Path, made: Path, *, bigger_slot: bool
+    ) -> dict[str, Any]:
+        job = Job(
+            "tests.faults.light_job:execute",
+            {
+                "exposure": message.exposure, "stage": stage, "input": str(source), "out": str(made),
+                "journal": self.config.journal, "seconds": message.facts.get("seconds", self.config.seconds),
+                "act": message.facts.get("act"), "acts_at": message.facts.get("acts_at", STAGES[0]),
+                "worker": os.getpid(),
+            },
+            wall_seconds=self.config.wall_seconds * (1 + bigger_slot),
+            memory_bytes=self.config.memory_bytes * (1 + bigger_slot),
+            label=message.exposure,
+        )  # fmt: skip
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._die_meanwhile)
+            outcome = await self.runner.run(job)
+            tasks.cancel_scope.cancel()
+        if outcome.failure is not None:
+            raise WorkFailedError(outcome)
+        value: dict[str, Any] = outcome.result
+        return value
+
+    async def _die_meanwhile(self) -> None:
+        await anyio.sleep(0.05)
+        self.phase("compute")
+
+    async def finish(self, message: Message, manifest: Manifest) -> None:
+        raise AssertionError("nothing is finalized here")
+
+    async def abandon(self, message: Message, reason: str) -> None:
+        raise AssertionError("nothing is finalized here")
+
+
+class LightRouter(Router):
+    """The router, with a place to die after publishing."""
+
+    work: LightWork
+
+    async def forward(self, manifest: Manifest, associations: tuple[str, ...]) -> None:
+        await super().forward(manifest, associations)
+        self.work.phase("after-publish")
+
+
+def status_of(_: Manifest) -> MemberStatus:
+    raise AssertionError("there is no joint stage here")
+
+
+def mutate(name: str) -> None:
+    """Break the engine in one way: a fault test must notice."""
+    if name == "commits-what-it-has-fetched":
+        OffsetTracker.prefix = property(lambda self: self._next)  # type: ignore[assignment,method-assign]
+    elif name == "publishes-new-results-only":
+        forward = LightRouter.forward
+        known: set[str] = set()
+
+        async def only_new(self: LightRouter, manifest: Manifest, associations: tuple[str, ...]) -> None:
+            if not manifest.attempt.endswith(tuple(known) or ("-",)):
+                return
+            await forward(self, manifest, associations)
+
+        start = Attempts.start
+
+        async def noted(self: Attempts, *args: Any, **kwargs: Any) -> Any:
+            record = await start(self, *args, **kwargs)
+            known.add(record.id)
+            return record
+
+        LightRouter.forward = only_new  # type: ignore[method-assign]
+        Attempts.start = noted  # type: ignore[method-assign]
+    elif name == "ignores-leases":
+        Lease.check = lambda self: None  # type: ignore[method-assign]
+        Lease.held = property(lambda self: True)  # type: ignore[assignment,method-assign]
+    elif name == "counts-attempts-of-dead-workers":
+        RetryPolicy.admit = functools.partialmethod(_admit_none)  # type: ignore[assignment,method-assign]
+    elif name == "does-not-drain":
+        workers_verb.drain = _no_drain
+    elif name == "has-no-limits":
+        LightWork._job = _unlimited(LightWork._job)  # type: ignore[method-assign]
+    elif name == "has-no-watchdog":
+        Watchdog.trip = lambda self, reason: None  # type: ignore[method-assign]
+    elif name == "keeps-a-broken-producer":
+        KafkaBroker._retire = _keep  # type: ignore[method-assign]
+    elif name:
+        msg = f"there is no mutant {name}"
+        raise ValueError(msg)
+
+
+def _admit_none(self: RetryPolicy, earlier: list[Attempt]) -> Any:
+    from stream.retry import Action, Decision
+
+    if any(attempt.outcome is Outcome.OPEN for attempt in earlier):
+        return Decision(Action.DEAD_LETTER, "an attempt was left open")
+    return None
+
+
+async def _no_drain(inboxes: Any, seconds: float) -> bool:
+    return False
+
+
+async def _keep(self: KafkaBroker, producer: Any) -> None:
+    return
+
+
+def _unlimited(run: Any) -> Any:
+    async def patched(self: LightWork, *args: Any, **kwargs: Any) -> Any:
+        self.config.wall_seconds = 3600.0
+        return await run(self, *args, **kwargs)
+
+    return patched
+
+
+async def serve(config: Configuration) -> None:
+    mutate(config.mutant)
+    store = open_store(config.store)
+    work_folder = Path(config.work)
+    runner = ProcessJobRunner(slots=config.slots, log_dir=work_folder / "jobs", preload=("tests.faults.light_job",))
+    watchdog = Watchdog(limits=WatchLimits(loop=4.0), dump=work_folder / "stacks.log")
+    async with runner, KafkaBroker.from_url(config.broker, timings=TIMINGS) as broker:
+        work = LightWork(config, store, runner)
+        topics = await broker.topics()
+        router = LightRouter(
+            broker=broker, segments=segments(), run=config.run, status_of=status_of, clock=SystemClock(),
+            partitions={name: spec.partitions for name, spec in topics.items()},
+        )  # fmt: skip
+        router.work = work
+        tokens = anyio.CapacityLimiter(config.slots)
+        workers = [
+            SegmentWorker(
+                broker=broker,
+                attempts=Attempts(store, run=config.run, worker=str(os.getpid()), clock=SystemClock()),
+                router=router,
+                segment=router.segments.named(name),
+                work=work,
+                capacity=tokens,
+                policy=RetryPolicy(retry_delays=RETRIES, in_place_delay=0.1),
+                breaker=Breaker(enabled=config.breaker, in_a_row=5, observations=3),
+                clock=SystemClock(),
+                rng=random.Random(),
+                start="none",
+                revoke_seconds=TIMINGS.revoke_seconds,
+            )
+            for name in STAGES
+        ]
+        inboxes = [worker.inbox for worker in workers]
+        async with anyio.create_task_group() as tasks:
+            for worker in workers:
+                await tasks.start(worker.run)
+            watchdog.start()
+            tasks.start_soon(_tick, watchdog, Path(config.triggers))
+            print("serving", flush=True)  # noqa: T201
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1) as signals:
+                async for told in signals:
+                    for inbox in inboxes:
+                        inbox.quiet()
+                    if told is signal.SIGTERM:
+                        break
+            await workers_verb.drain(inboxes, config.drain_seconds)
+            tasks.cancel_scope.cancel()
+
+
+async def _tick(watchdog: Watchdog, triggers: Path) -> None:
+    while True:
+        watchdog.tick()
+        if (triggers / "block").exists():
+            (triggers / "block").unlink(missing_ok=True)
+            time.sleep(60)  # noqa: ASYNC251 - the fault: a blocked event loop
+        await anyio.sleep(0.1)
+
+
+def main() -> int:
+    config = Configuration(**json.loads(Path(sys.argv[1]).read_text()))
+    Path(config.work).mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=Path(config.work) / "log", level=logging.INFO, format="%(asctime)s %(name)s %(message)s"
+    )
+    try:
+        anyio.run(serve, config)
+    except BaseExceptionGroup as group:
+        logging.getLogger().exception("stopped")
+        return 3 if group.subgroup(lambda e: getattr(e, "failure_class", None) is FailureClass.FATAL) else 1
+    except PermanentError:
+        logging.getLogger().exception("stopped")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
