@@ -41,6 +41,7 @@ class Rule:
     seconds: float = 0.0
     size: int = 0
     hits: int = 0
+    met: asyncio.Event = field(default_factory=asyncio.Event)
 
     def matches(self, method: str, target: str) -> bool:
         return self.hits < self.times and self.method in {"", method} and self.path in target
@@ -64,6 +65,9 @@ class S3Proxy:
     url: str = ""
     rules: list[Rule] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    most_together: int = 0
+    """Most requests that were under way at once."""
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     def fail(self, fault: Fault, **what: object) -> Rule:
         """Let the next requests that match (``method``, part of ``path``) meet a fault, ``times`` times."""
@@ -74,11 +78,22 @@ class S3Proxy:
         return [seen for seen in self.seen if seen.method == method]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        self.most_together = max(self.most_together, len(self._serving))
+        # Cancelled only by `stop`, at the end of the task: asyncio's streams log what a handler raises.
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await self._one(reader, writer)
+        self._serving.discard(task)
         writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+
+    async def stop(self) -> None:
+        """Let go of the requests that are held back."""
+        serving = list(self._serving)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving)
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -87,6 +102,7 @@ class S3Proxy:
         self.seen.append(Seen(method, target, rule.fault if rule else None))
         if rule is not None:
             rule.hits += 1
+            rule.met.set()
             if rule.fault is Fault.CUT:
                 return
             if rule.fault is Fault.STALL:
@@ -137,10 +153,10 @@ class S3Proxy:
     @staticmethod
     async def _answer(writer: asyncio.StreamWriter, status: int) -> None:
         codes = {403: "AccessDenied", 404: "NoSuchBucket", 500: "InternalError", 503: "SlowDown"}
-        body = f"<Error><Code>{codes.get(status, 'Fault')}</Code><Message>as told</Message></Error>".encode()
+        body = f"<Error><Code>{codes.get(status, 'Fault')}</Code><Message>as told</Message></Error>"
         writer.write(
             f"HTTP/1.1 {status} Told\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
-            "Connection: close\r\n\r\n".encode() + body
+            f"Connection: close\r\n\r\n{body}".encode()
         )
         await writer.drain()
 
@@ -158,4 +174,5 @@ async def running(endpoint: str) -> AsyncIterator[S3Proxy]:
         yield proxy
     finally:
         server.close()
+        await proxy.stop()
         await server.wait_closed()

@@ -2,23 +2,31 @@
 
 Keys of large objects are never written twice with other content, so a file that is here and was checked is right. What
 is leased stays readable whatever is evicted meanwhile, by this process or another that shares the folder: a lease is a
-folder of hard links.
+folder of hard links. A file with more than one link is in use by someone and is not evicted, for that would free
+nothing.
 
 ::
 
+    cache = ObjectCache(store, folder, max_bytes=50_000_000_000, digest=file_digest)
+    cache.sweep()
     async with cache.lease(manifest.objects) as paths:
         use(paths["tree"])
+
+In the folder: ``checked/KEY``, whole files whose digest was right; ``.leases-PID-…/``, what one process leases and is
+fetching, with a lock on ``alive`` that it holds as long as it lives.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary, finalize
 
 import anyio
 import anyio.to_thread
@@ -30,6 +38,9 @@ __all__ = ["Described", "ObjectCache"]
 
 _TOGETHER = 4
 """Objects fetched at once for one lease: enough to fill a link, and one request's memory each."""
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""Differs after each start of the machine: what was not yet on the disk then may be holes of the right size."""
 
 
 class Described(Protocol):
@@ -66,7 +77,7 @@ class ObjectCache:
     folder : Path
         Where they are kept.
     max_bytes : int
-        Least recently used ones go beyond it; one lease may exceed it.
+        Least recently used ones go before it is exceeded; what is in use stays, and may exceed it.
     digest : callable
         SHA-256 of a file, in hexadecimal.
     observe : callable
@@ -88,8 +99,13 @@ class ObjectCache:
         self._digest = digest
         self._observe = observe
         self._local = store.staging("probe") is not None
-        self._locks: dict[str, anyio.Lock] = {}
+        self._kept = folder / "checked"
         self._leases = folder / f".leases-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._let_go: Callable[[], object] | None = None
+        self._opening = anyio.Lock()
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self._coming = 0
+        self._grown = False
 
     @property
     def is_local(self) -> bool:
@@ -110,35 +126,80 @@ class ObjectCache:
         if self._local:
             yield {stored.name: await self._store.fetch(stored.key, self._folder) for stored in objects}
             return
-        lease = self._leases / uuid.uuid4().hex
-        try:
+        async with self._opening:
+            if self._let_go is None:
+                await anyio.to_thread.run_sync(self._open)
+        if self._grown:
+            self._grown = False
+            await anyio.to_thread.run_sync(self._make_room, 0)
+        async with self._scratch() as lease:
             yield await self._leased(objects, lease)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(lambda: shutil.rmtree(lease, ignore_errors=True))
 
     def adopt(self, key: str, path: Path) -> None:
         """Keep a file that was just put under a key: its next reader need not fetch it."""
         if self._local:
             return
-        target = self._folder / key
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self._kept / key
         partial = target.with_name(f"{target.name}.{os.getpid()}.{uuid.uuid4().hex}.partial")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, partial)
-        except OSError:  # another file system: it will be fetched
+            partial.replace(target)
+        except OSError:  # another file system, or no room: it will be fetched
             return
-        partial.replace(target)
+        self._grown = True
 
     def sweep(self) -> None:
-        """Remove what killed processes left: their leases and half-fetched files."""
-        for folder in self._folder.glob(".leases-*"):
-            if not Path(f"/proc/{folder.name.split('-')[1]}").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-        for partial in self._folder.rglob("*.partial"):
-            process = partial.name.split(".")[-3]
-            if not Path(f"/proc/{process}").exists():
+        """Remove what killed processes left, and all files after a power failure. Call it at start."""
+        if self._local or not self._folder.is_dir():
+            return
+        with self._exclusively():
+            for folder in self._folder.glob(".leases-*"):
+                if not _is_alive(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+            boot, noted = _BOOT.read_bytes(), self._folder / ".boot"
+            if not noted.exists() or noted.read_bytes() != boot:
+                shutil.rmtree(self._kept, ignore_errors=True)
+                noted.write_bytes(boot)
+        for partial in self._kept.rglob("*.partial"):
+            if not Path(f"/proc/{partial.name.split('.')[-3]}").exists():
                 partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give up all leases; so does the end of the process."""
+        if self._let_go is not None:
+            self._let_go()
+            self._let_go = None
+
+    def _open(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._exclusively():
+                self._leases.mkdir()
+                alive = os.open(self._leases / "alive", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+                fcntl.flock(alive, fcntl.LOCK_EX)
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._let_go = finalize(self, _let_go, self._leases, alive, os.getpid())
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        with (self._folder / ".lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @asynccontextmanager
+    async def _scratch(self) -> AsyncIterator[Path]:
+        folder = self._leases / uuid.uuid4().hex
+        try:
+            await anyio.Path(folder).mkdir()
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            yield folder
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     async def _leased(self, objects: Sequence[Described], lease: Path) -> dict[str, Path]:
         paths: dict[str, Path] = {}
@@ -152,7 +213,6 @@ class ObjectCache:
             except Exception as error:  # noqa: BLE001 - raised below, alone: a group would hide its class
                 errors.append(error)
 
-        await anyio.Path(lease).mkdir(parents=True)
         async with anyio.create_task_group() as tasks:
             for number, stored in enumerate(objects):
                 tasks.start_soon(one, number, stored)
@@ -161,21 +221,18 @@ class ObjectCache:
         return paths
 
     async def _linked(self, stored: Described, link: Path) -> Path:
-        lock = self._locks.setdefault(stored.key, anyio.Lock())
+        lock = self._locks.get(stored.key)
+        if lock is None:
+            lock = self._locks[stored.key] = anyio.Lock()
         async with lock:
             hit = await anyio.to_thread.run_sync(self._link, stored, link)
             if not hit:
-                await self._fetch(stored)
-                if not await anyio.to_thread.run_sync(self._link, stored, link):
-                    msg = f"{stored.key} was evicted while it was fetched: the cache {self._folder} is too small"
-                    raise RetriableError(msg)
-        if not lock.statistics().tasks_waiting:
-            self._locks.pop(stored.key, None)
+                await self._fetch(stored, link)
         self._observe({"event": "cache", "outcome": "hit" if hit else "miss", "bytes": stored.size})
         return link
 
     def _link(self, stored: Described, link: Path) -> bool:
-        kept = self._folder / stored.key
+        kept = self._kept / stored.key
         try:
             if kept.stat().st_size != stored.size:
                 kept.unlink(missing_ok=True)
@@ -185,35 +242,66 @@ class ObjectCache:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise FatalError(f"the cache {self._folder} cannot be used: {error.strerror}") from error
+            raise self._unusable(error) from error
         return True
 
-    async def _fetch(self, stored: Described) -> None:
-        kept = self._folder / stored.key
-        await self._store.fetch(stored.key, self._folder)
-        found = await anyio.to_thread.run_sync(self._digest, kept)
-        if found != stored.digest:
-            await anyio.Path(kept).unlink(missing_ok=True)
-            msg = f"{stored.key} is damaged: its SHA-256 is {found[:16]}…, expected {stored.digest[:16]}…"
-            raise RetriableError(msg)
-        await anyio.to_thread.run_sync(self._evict, kept)
+    async def _fetch(self, stored: Described, link: Path) -> None:
+        self._coming += stored.size
+        try:
+            await anyio.to_thread.run_sync(self._make_room, self._coming)
+            async with self._scratch() as folder:
+                path = await self._store.fetch(stored.key, folder)
+                found = await anyio.to_thread.run_sync(self._digest, path)
+                if found != stored.digest:
+                    msg = f"{stored.key} is damaged: its SHA-256 is {found[:16]}…, expected {stored.digest[:16]}…"
+                    raise RetriableError(msg)
+                await anyio.to_thread.run_sync(self._keep, stored, path, link)
+        finally:
+            self._coming -= stored.size
 
-    def _evict(self, keep: Path) -> None:
+    def _keep(self, stored: Described, path: Path, link: Path) -> None:
+        kept = self._kept / stored.key
+        try:
+            os.link(path, link)  # first, for from then on it may be evicted
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(kept)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _make_room(self, size: int) -> None:
         found = []
-        for folder, folders, files in os.walk(self._folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+        for folder, _, files in os.walk(self._kept):
             for name in files:
                 path = Path(folder, name)
                 try:
-                    status = path.stat()
+                    found.append((path.stat(), path))
                 except FileNotFoundError:
                     continue
-                if not name.endswith(".partial"):
-                    found.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+        total = size + sum(status.st_size for status, _ in found)
+        for status, path in sorted(found, key=lambda item: item[0].st_mtime):
             if total <= self._max_bytes:
                 return
-            if path != keep:
+            if status.st_nlink == 1:
                 path.unlink(missing_ok=True)
-                total -= size
+                total -= status.st_size
+
+    def _unusable(self, error: OSError) -> FatalError:
+        return FatalError(f"the cache {self._folder} cannot be used: {error.strerror}")
+
+
+def _let_go(leases: Path, alive: int, process: int) -> None:
+    if os.getpid() == process:  # not in a fork of it
+        shutil.rmtree(leases, ignore_errors=True)
+        os.close(alive)
+
+
+def _is_alive(leases: Path) -> bool:
+    """Whether the process that made the folder lives: then it holds the lock. Numbers of processes come again."""
+    try:
+        with (leases / "alive").open("rb") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -22,8 +22,8 @@ class MeasuredStore:
     inner : ObjectStore
         The store.
     observe : callable
-        Called with ``{"event": "store", "operation", "outcome", "seconds", "bytes"}``; the outcome is ``ok`` or the
-        class of the failure.
+        Called with ``{"event": "store", "operation", "outcome", "seconds", "bytes"}``; the outcome is ``ok``, the
+        class of the failure, or ``unfinished`` for what was cancelled (or a listing that was not read to its end).
     """
 
     def __init__(self, inner: ObjectStore, observe: Callable[[dict[str, Any]], None]) -> None:
@@ -37,9 +37,10 @@ class MeasuredStore:
     def _measured(self, operation: str) -> Iterator[dict[str, int]]:
         moved = {"bytes": 0}
         began = time.perf_counter()
-        outcome = "ok"
+        outcome = "unfinished"
         try:
             yield moved
+            outcome = "ok"
         except Failure as error:
             outcome = error.failure_class.value
             raise

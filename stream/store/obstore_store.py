@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 import time
 import uuid
@@ -17,27 +15,26 @@ from urllib.parse import unquote, urlsplit
 import anyio
 import anyio.to_thread
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import LocalStore, MemoryStore, from_url
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, MemoryStore
 
 from stream.failure import Failure, FatalError, RetriableError
+from stream.store.failures import failure_from, first_line, is_absent, refusal_code
+from stream.store.locations import StoreLimits, open_remote
 from stream.store.protocol import ObjectInfo, ObjectStore, check_key
+from stream.store.upload import upload_file
 
-__all__ = ["LocalObjectStore", "ObstoreObjectStore", "open_store"]
+__all__ = ["LocalObjectStore", "ObstoreObjectStore", "failure_from", "open_store"]
 
 _STAGING = ".staging"
 
-# The default of 30 s is for the whole transfer and too short for one: a 700 MB cube at 10 MB/s takes 70 s, and the
-# link may be shared by eight.
-_CLIENT_OPTIONS = {"timeout": "600s", "connect_timeout": "10s"}
-
 _CHUNK = 8 * 1024 * 1024
 
-_FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR})
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_CONFLICT_WAITS = (0.05, 0.2, 0.8)
+"""Seconds before a creation is tried again that met another one under way (409), which may yet fail."""
 
 
-def open_store(location: str | Path) -> ObjectStore:
+def open_store(location: str | Path, *, limits: StoreLimits | None = None) -> ObjectStore:
     """Open a store.
 
     Parameters
@@ -46,6 +43,8 @@ def open_store(location: str | Path) -> ObjectStore:
         ``DIR`` or ``file:///DIR`` (made when it does not exist), ``memory:``, ``s3://BUCKET/PREFIX``,
         ``gs://BUCKET/PREFIX``, ``az://ACCOUNT/CONTAINER/PREFIX``. Credentials and endpoints come from the usual
         variables of its kind (``AWS_…``, ``GOOGLE_…``, ``AZURE_…``).
+    limits : StoreLimits, optional
+        How patiently a remote store is talked to.
 
     Raises
     ------
@@ -58,15 +57,8 @@ def open_store(location: str | Path) -> ObjectStore:
         return LocalObjectStore(Path(unquote(urlsplit(text).path) if scheme else text))
     if scheme == "memory":
         return ObstoreObjectStore(MemoryStore(), text)
-    options: dict[str, Any] = dict(_CLIENT_OPTIONS)
-    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-        options["allow_http"] = True
-    opener: Any = from_url  # its overloads want the kind of store known beforehand
-    try:
-        return ObstoreObjectStore(opener(text, client_options=options), text)
-    except (BaseError, ValueError) as error:
-        msg = f"cannot open the object store {text}: {_first_line(error)}"
-        raise FatalError(msg) from error
+    limits = limits or StoreLimits()
+    return ObstoreObjectStore(open_remote(text, limits), text, limits=limits)
 
 
 class ObstoreObjectStore:
@@ -78,51 +70,93 @@ class ObstoreObjectStore:
         Where the objects are.
     where : str
         For error messages.
+    limits : StoreLimits, optional
+        Given for a remote store, whose replies can be lost.
     """
 
-    def __init__(self, raw: Any, where: str) -> None:
+    def __init__(self, raw: Any, where: str, *, limits: StoreLimits | None = None) -> None:
         self._raw = raw
         self._where = where
+        self._limits = limits
+        self._answered = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._where!r})"
 
     async def put(self, key: str, data: bytes | Path) -> ObjectInfo:
-        """Write bytes, or the content of a local file (in parts when it is large)."""
+        """Write bytes, or the content of a local file, in parts when it is large.
+
+        A lost reply makes it write again, over the same content: keys of large objects are never reused.
+        """
         check_key(key)
+        limits = self._limits or StoreLimits()
         with self._failures("write", key):
-            size = len(data) if isinstance(data, bytes) else (await anyio.Path(data).stat()).st_size
-            await obstore.put_async(self._raw, key, data)
+            if isinstance(data, Path):
+                size = await upload_file(self._raw, key, data, limits)
+            else:
+                size = len(data)
+                await obstore.put_async(
+                    self._raw, key, data, chunk_size=limits.part, max_concurrency=limits.parts_together
+                )
         return ObjectInfo(key, size, time.time())
 
     async def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Create; False when the key exists."""
+        """Create; False when the key exists with other content, and see `ObjectStore.put_if_absent`.
+
+        When the reply to a creation is lost, or is a failure although the object was stored, obstore asks again and is
+        told that the object exists, or gives up. So for a remote store neither answer is taken for granted: what is
+        stored is compared with what was to be.
+        """
         check_key(key)
         with self._failures("create", key):
-            try:
-                # Multipart uploads ignore the condition; any mode but overwrite goes in one request.
-                await obstore.put_async(self._raw, key, data, mode="create")
-            except AlreadyExistsError:
-                return False
-        return True
+            for wait in _CONFLICT_WAITS:
+                try:
+                    # Multipart uploads ignore the condition; any mode but overwrite goes in one request.
+                    await obstore.put_async(self._raw, key, data, mode="create")
+                except AlreadyExistsError:
+                    if self._limits is None:
+                        return False
+                    stored = await self.get(key)
+                except BaseError as error:
+                    stored = await self._stored_anyway(key, error)
+                    if stored is None:
+                        raise
+                else:
+                    return True
+                if stored is not None:
+                    return stored == data
+                await anyio.sleep(wait)
+            msg = f"{self._where}: {key} is said to exist and not to exist; others may be creating and deleting it"
+            raise RetriableError(msg)
 
     async def get(self, key: str) -> bytes | None:
         """Read the whole object; None when the key does not exist."""
         check_key(key)
         with self._failures("read", key):
-            try:
-                return bytes(await (await obstore.get_async(self._raw, key)).bytes_async())
-            except FileNotFoundError:
+            result = await self._find(key)
+            if result is None:
                 return None
+            size = int(result.meta["size"])
+            try:
+                data = bytes(await result.bytes_async())
+            except BaseError as error:
+                raise self._broke_off(key, None, size, error) from error
+            if len(data) != size:
+                raise self._broke_off(key, len(data), size)
+            return data
 
     async def head(self, key: str) -> ObjectInfo | None:
         """Size and time, None when the key does not exist."""
         check_key(key)
         with self._failures("look up", key):
             try:
-                return _info(await obstore.head_async(self._raw, key))
-            except FileNotFoundError:
+                found = await obstore.head_async(self._raw, key)
+            except FileNotFoundError as error:
+                if self._limits is not None and not self._answered and refusal_code(error) is None:
+                    await self._find(key)  # the answer to HEAD has no body to say that it is the bucket that is missing
                 return None
+            self._answered = True
+            return _info(found)
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """Objects whose key starts with ``prefix``, in key order."""
@@ -140,18 +174,18 @@ class ObstoreObjectStore:
         with self._failures("delete", key):
             try:
                 await obstore.delete_async(self._raw, key)
-            except FileNotFoundError:
-                return
+            except FileNotFoundError as error:
+                if not is_absent(error):
+                    raise
 
     async def fetch(self, key: str, cache: Path) -> Path:
         """Copy to ``cache`` unless it is there with the right size; keys of large objects are never reused."""
         check_key(key)
         target = cache / key
         with self._failures("fetch", key):
-            try:
-                result = await obstore.get_async(self._raw, key)
-            except FileNotFoundError:
-                raise self._missing(key) from None
+            result = await self._find(key)
+            if result is None:
+                raise self._missing(key)
             size = int(result.meta["size"])
             path = anyio.Path(target)
             if await path.exists() and (await path.stat()).st_size == size:
@@ -159,12 +193,7 @@ class ObstoreObjectStore:
             await path.parent.mkdir(parents=True, exist_ok=True)
             partial = anyio.Path(f"{target}.{os.getpid()}.{uuid.uuid4().hex}.partial")
             try:
-                async with await anyio.open_file(partial, "wb") as file:
-                    async for chunk in result.stream(min_chunk_size=_CHUNK):
-                        await file.write(chunk)
-                if (await partial.stat()).st_size != size:
-                    msg = f"{self._where}: {key} broke off: expected {size} bytes, got {(await partial.stat()).st_size}"
-                    raise RetriableError(msg)
+                await self._download(key, result, partial, size)
                 await partial.rename(target)
             finally:
                 with anyio.CancelScope(shield=True):
@@ -179,8 +208,45 @@ class ObstoreObjectStore:
         """Nothing is staged."""
         return 0
 
+    async def _find(self, key: str) -> Any | None:
+        try:
+            result = await obstore.get_async(self._raw, key)
+        except FileNotFoundError as error:
+            if not is_absent(error):
+                raise
+            result = None
+        self._answered = True
+        return result
+
+    async def _stored_anyway(self, key: str, error: BaseError) -> bytes | None:
+        """Look for what a creation may have left that failed; None also when that cannot be found out."""
+        if self._limits is None or not isinstance(failure_from(error, ""), RetriableError):
+            return None
+        with anyio.move_on_after(self._limits.stall):
+            try:
+                return await self.get(key)
+            except Failure:
+                return None
+        return None
+
+    async def _download(self, key: str, result: Any, path: anyio.Path, size: int) -> None:
+        received = 0
+        async with await anyio.open_file(path, "wb") as file:
+            try:
+                async for chunk in result.stream(min_chunk_size=_CHUNK):
+                    received += await file.write(chunk)
+            except BaseError as error:
+                raise self._broke_off(key, received, size, error) from error
+        if received != size:
+            raise self._broke_off(key, received, size)
+
     def _missing(self, key: str) -> RetriableError:
         return RetriableError(f"{self._where}: {key} does not exist")
+
+    def _broke_off(self, key: str, received: int | None, size: int, error: Exception | None = None) -> RetriableError:
+        got = "" if received is None else f", got {received}"
+        why = "" if error is None else f" ({first_line(error)})"
+        return RetriableError(f"{self._where}: {key} broke off: expected {size} bytes{got}{why}")
 
     @contextmanager
     def _failures(self, verb: str, key: str) -> Iterator[None]:
@@ -207,7 +273,7 @@ class LocalObjectStore(ObstoreObjectStore):
             root.mkdir(parents=True, exist_ok=True)
             super().__init__(LocalStore(root), str(root))
         except (BaseError, OSError) as error:
-            msg = f"cannot make the object store {root}: {_first_line(error)}"
+            msg = f"cannot make the object store {root}: {first_line(error)}"
             raise FatalError(msg) from error
         self.root = root
 
@@ -262,21 +328,6 @@ class LocalObjectStore(ObstoreObjectStore):
         source.replace(target)
         found = target.stat()
         return ObjectInfo(key, found.st_size, found.st_mtime)
-
-
-def failure_from(error: Exception, what: str) -> Failure:
-    """Give a driver's error its class: refused or full is fatal, anything else may work next time."""
-    code = error.errno if isinstance(error, OSError) else None
-    if code is None and (told := _OS_ERROR.search(str(error))):
-        code = int(told.group(1))
-    if isinstance(error, FileNotFoundError) and code is None:  # of a bucket: what is read and missing never comes here
-        return FatalError(f"{what}: there is no such bucket or folder: {_first_line(error)}")
-    fatal = isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or code in _FATAL_ERRNOS
-    return (FatalError if fatal else RetriableError)(f"{what}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _info(meta: Any) -> ObjectInfo:

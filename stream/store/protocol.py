@@ -44,7 +44,17 @@ class ObjectStore(Protocol):
         ...
 
     async def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Create; False (and nothing changed) when the key exists: of many racers exactly one gets True."""
+        """Create; False (and nothing changed) when the key exists with other content.
+
+        Of racers that bring different bytes exactly one gets True. It is the bytes that win, not the caller: a creation
+        whose reply was lost is known again by them, so racers that bring equal bytes may each get True, and True may be
+        said once more for bytes that were created before. Whoever must be the only one brings bytes that nobody else
+        has, with an attempt's id in them; where equal bytes mean the same to everyone (a definition, a close, a member
+        list, a pointer, the manifest of one attempt) it makes no difference who wrote them.
+
+        After a RetriableError the object may have been created, or even be created later by a request that was
+        delayed on its way: try again, and take what is there for the winner.
+        """
         ...
 
     async def get(self, key: str) -> bytes | None:

@@ -10,6 +10,7 @@ import pytest
 
 from stream.failure import FatalError, PermanentError, RetriableError
 from stream.store import ObjectStore, probe_put_if_absent
+from stream.store.locations import StoreLimits
 
 
 async def keys(store: ObjectStore, prefix: str) -> list[str]:
@@ -70,6 +71,27 @@ class StoreContract:
         assert await store.get("race") == str(won[0]).encode() * 1000
 
     @pytest.mark.anyio
+    async def test_a_creation_that_is_repeated_changes_nothing(self, store: ObjectStore) -> None:
+        # Whether the second one gets True is the store's: it may not be able to tell it from a lost reply.
+        assert await store.put_if_absent("results/x/1", b"equal")
+        await store.put_if_absent("results/x/1", b"equal")
+        assert not await store.put_if_absent("results/x/1", b"other")
+        assert await store.get("results/x/1") == b"equal"
+
+    @pytest.mark.anyio
+    async def test_racers_with_equal_bytes_leave_one_object_and_at_least_one_wins(self, store: ObjectStore) -> None:
+        won: list[bool] = []
+
+        async def race() -> None:
+            won.append(await store.put_if_absent("race", b"equal"))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(race)
+        assert any(won)
+        assert await store.get("race") == b"equal"
+
+    @pytest.mark.anyio
     async def test_list_is_by_characters_of_the_key_and_in_order(self, store: ObjectStore) -> None:
         for key in ("runs/b/1", "runs/a/10", "runs/a/2", "runs/ab/1", "runs-old/a", "other"):
             await store.put(key, b"x")
@@ -77,6 +99,14 @@ class StoreContract:
         assert await keys(store, "runs/a") == ["runs/a/10", "runs/a/2", "runs/ab/1"]
         assert await keys(store, "runs/a/") == ["runs/a/10", "runs/a/2"]
         assert len(await keys(store, "")) == 6
+
+    @pytest.mark.anyio
+    async def test_list_orders_whole_keys_not_their_parts(self, store: ObjectStore) -> None:
+        # "-" and "." come before "/", "0" comes after it.
+        ordered = ["r/a-b/1", "r/a.b", "r/a/1", "r/a0", "r/b"]
+        for key in reversed(ordered):
+            await store.put(key, b"x")
+        assert await keys(store, "r/") == ordered
 
     @pytest.mark.anyio
     async def test_a_local_file_can_be_put_and_stays(self, store: ObjectStore, tmp_path: Path) -> None:
@@ -94,6 +124,38 @@ class StoreContract:
         again = await store.fetch("objects/a/cube.asdf", tmp_path / "cache")
         assert first.read_bytes() == content
         assert again == first
+
+    @pytest.mark.anyio
+    async def test_an_object_may_be_empty(self, store: ObjectStore, tmp_path: Path) -> None:
+        await store.put("objects/empty", b"")
+        assert await store.get("objects/empty") == b""
+        assert (await store.fetch("objects/empty", tmp_path / "cache")).read_bytes() == b""
+
+    @pytest.mark.anyio
+    async def test_a_file_larger_than_a_part_is_put_whole(self, store: ObjectStore, tmp_path: Path) -> None:
+        source = tmp_path / "large"
+        content = os.urandom(2 * StoreLimits().part + 17)
+        source.write_bytes(content)
+        assert (await store.put("objects/large", source)).size == len(content)
+        assert await store.get("objects/large") == content
+
+    @pytest.mark.anyio
+    async def test_a_file_that_is_not_there_is_named_and_puts_nothing(self, store: ObjectStore, tmp_path: Path) -> None:
+        with pytest.raises(RetriableError, match="objects/a"):
+            await store.put("objects/a", tmp_path / "none")
+        assert await store.get("objects/a") is None
+
+    @pytest.mark.anyio
+    async def test_fetched_by_many_at_once_it_is_whole_for_each(self, store: ObjectStore, tmp_path: Path) -> None:
+        content = os.urandom(3_000_000)
+        await store.put("objects/a", content)
+
+        async def fetch() -> None:
+            assert (await store.fetch("objects/a", tmp_path / "cache")).read_bytes() == content
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(fetch)
 
     @pytest.mark.anyio
     async def test_fetching_what_does_not_exist_names_it(self, store: ObjectStore, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from stream.failure import FatalError, RetriableError
 from stream.store import ObjectStore
+from stream.store.locations import StoreLimits, s3_endpoint
 from stream.store.obstore_store import LocalObjectStore, failure_from, open_store
 from tests.contract.store_suite import StoreContract, keys
 
@@ -102,6 +103,15 @@ def _create(root: str) -> list[bool]:
         (ValueError("Generic LocalFileSystem error: Unable to copy data (os error 28)\n\nDebug source:"), FatalError),
         (OSError(errno.EIO, "Input/output error"), RetriableError),
         (ValueError("Generic S3 error: error sending request"), RetriableError),
+        (ValueError("status code: 503 Service Unavailable: <Error><Code>SlowDown</Code></Error>"), RetriableError),
+        (ValueError("status code: 400 Bad Request: <Error><Code>RequestTimeout</Code></Error>"), RetriableError),
+        (ValueError("status code: 400 Bad Request: <Error><Code>ExpiredToken</Code></Error>"), FatalError),
+        (ValueError("status code: 403 Forbidden: <Error><Code>AccessDenied</Code></Error>"), FatalError),
+        (ValueError("status code: 404 Not Found: <Error><Code>NoSuchBucket</Code></Error>"), FatalError),
+        (ValueError("status code: 404 Not Found: <Error><Code>NoSuchUpload</Code></Error>"), RetriableError),
+        (FileNotFoundError("status code: 404 Not Found: <Error><Code>NoSuchUpload</Code></Error>"), RetriableError),
+        (ValueError("status code: 507 Insufficient Storage"), FatalError),
+        (ValueError("status code: 301 Moved Permanently: <Error><Code>PermanentRedirect</Code></Error>"), FatalError),
     ],
 )
 def test_refused_and_full_are_fatal_the_rest_may_work_next_time(error: Exception, failure: type[Exception]) -> None:
@@ -110,15 +120,59 @@ def test_refused_and_full_are_fatal_the_rest_may_work_next_time(error: Exception
     assert "\n" not in str(found)
 
 
-def test_an_unknown_kind_of_store_is_refused_in_words() -> None:
-    with pytest.raises(FatalError, match="cannot open the object store ftp://x"):
-        open_store("ftp://x/y")
+@pytest.mark.parametrize(
+    "location", ["ftp://x/y", "s3:///prefix", "az://account", "s3://bucket/prefix?region=here", "gs://bucket#part"]
+)
+def test_an_address_that_is_not_understood_is_refused_in_words(location: str) -> None:
+    with pytest.raises(
+        FatalError, match=r"cannot open the object store .*: .*expected .*az://ACCOUNT/CONTAINER/PREFIX"
+    ):
+        open_store(location)
 
 
-@pytest.mark.parametrize("location", ["s3://bucket/prefix", "gs://bucket/prefix"])
+@pytest.mark.parametrize(
+    "location", ["s3://bucket/prefix", "s3://bucket", "gs://bucket/pre/fix", "az://account/container/prefix/"]
+)
 def test_remote_stores_open_without_a_request(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    assert location in repr(open_store(location))
+    store = open_store(location)
+    assert location in repr(store)
+    assert store.staging("x") is None
+
+
+def test_the_parts_of_an_azure_address_are_account_container_and_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
+    raw = open_store("az://account/container/pre/fix")._raw  # type: ignore[attr-defined]
+    assert (raw.config["account_name"], raw.config["container_name"], raw.prefix) == ("account", "container", "pre/fix")
+
+
+@pytest.mark.parametrize(
+    ("environment", "endpoint"),
+    [
+        ({}, None),
+        ({"AWS_ENDPOINT_URL": "http://s3.local:9000"}, "http://s3.local:9000"),
+        ({"AWS_ENDPOINT_URL": "http://any", "AWS_ENDPOINT_URL_S3": "http://s3.local"}, "http://s3.local"),
+        (
+            {"AWS_ENDPOINT_URL": "https://s3.local:9000", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true"},
+            "https://bucket.s3.local:9000",
+        ),
+        (
+            {"AWS_ENDPOINT_URL": "https://bucket.s3.local", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true"},
+            "https://bucket.s3.local",
+        ),
+        ({"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true"}, None),
+    ],
+)
+def test_the_endpoint_is_the_environments(environment: dict[str, str], endpoint: str | None) -> None:
+    assert s3_endpoint("bucket", environment) == endpoint
+
+
+def test_the_limits_leave_time_for_an_object_of_1_gb_on_a_shared_link() -> None:
+    limits = StoreLimits()
+    assert limits.transfer > 1e9 / (10e6 / 8), "1 GB at an eighth of 10 MB/s"
+    assert limits.parts_together * limits.part / limits.stall < 10e6 / 8, "what an upload needs not to seem stalled"
+    assert limits.retry + limits.wait + limits.stall < 300, "what a signature holds"

@@ -84,14 +84,14 @@ async def test_a_worker_that_is_told_to_stop_finishes_within_its_budget(
 ) -> None:
     async with bench.opened():
         worker = bench.start(drain_seconds=drain, wall_seconds=60.0)
-        await bench.ingest(1, seconds=5.0)
+        await bench.ingest(1, seconds=3.0)
         await bench.wait_for(lambda: len(bench.executions()) == 1)
         began = time.monotonic()
         worker.terminate()
         status = await anyio.to_thread.run_sync(worker.wait, 30)
         took = time.monotonic() - began
         assert status == 0
-        assert took < (drain + 6 if redone else 5 + 6)
+        assert took < (drain + 6 if redone else 3 + 6)
         bench.start(wall_seconds=60.0)
         await bench.done()
         assert await bench.problems() == []
@@ -101,7 +101,7 @@ async def test_a_worker_that_is_told_to_stop_finishes_within_its_budget(
 async def test_a_worker_that_does_not_drain_shows(bench: Bench) -> None:
     async with bench.opened():
         worker = bench.start(drain_seconds=20.0, wall_seconds=60.0, mutant="does-not-drain")
-        await bench.ingest(1, seconds=5.0)
+        await bench.ingest(1, seconds=3.0)
         await bench.wait_for(lambda: len(bench.executions()) == 1)
         worker.terminate()
         await anyio.to_thread.run_sync(worker.wait, 30)

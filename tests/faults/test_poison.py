@@ -63,7 +63,7 @@ async def test_a_stage_where_everything_fails_is_stopped(bench: Bench) -> None:
 
 async def test_a_worker_without_limits_shows(bench: Bench) -> None:
     async with bench.opened(partitions=1):
-        bench.start(mutant="has-no-limits", wall_seconds=1.0)
+        bench.start(mutant="has-no-limits", wall_seconds=1.0, drain_seconds=1.0)
         await bench.ingest(1, act="hang")
         await bench.ingest(2, first=1)
         assert not await bench.settled(12)
