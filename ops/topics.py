@@ -1,6 +1,7 @@
 """``rampstream topics plan|apply``: defines a run, creates its topics, and says where its groups begin.
 
-An existing topic is never changed: what differs from what is wanted is told, and refused.
+An existing topic is never changed. Partitions and clean-up policy that differ are conflicts, and refused; retention,
+replicas and their like that differ are told, with the command that an operator may run.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -21,9 +21,10 @@ from ops.connect import (
     layout_key,
     put_layout,
 )
+from ops.run_inputs import defined_references, defined_stars
 from ops.settings import RunSettings
 from ops.table import Pipeline, build_pipeline, defined_pipeline
-from stream.broker.protocol import Broker, Commit, TopicPartition, TopicSpec
+from stream.broker.protocol import Broker, Commit, TopicDifference, TopicPartition, TopicSpec
 from stream.failure import PermanentError, RetriableError
 from stream.router import run_topics
 from stream.topology import Segments, retry_topic_name, topic_name
@@ -37,8 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     parser.add_argument("--preset", choices=("fused", "balanced", "granular"), help="default: granular")
     parser.add_argument("--partitions", type=int, help="partitions of each inbox (default: 36)")
-    parser.add_argument("--references", type=Path, metavar="DIR", help="folder with reference files")
-    parser.add_argument("--gaia", type=Path, metavar="TABLE", help="table of reference stars")
+    parser.add_argument(
+        "--references", metavar="DIR|URL", help="folder with reference files, or where references push published them"
+    )
+    parser.add_argument("--gaia", metavar="TABLE|URL", help="table of reference stars")
     parser.add_argument(
         "--set", action="append", default=[], dest="assignments", metavar="STAGE.PARAMETER=VALUE", help="one parameter"
     )
@@ -63,7 +66,7 @@ async def _run(options: argparse.Namespace, settings: RunSettings) -> int:
         if options.action == "apply":
             if report["conflicts"]:
                 raise PermanentError("; ".join(report["conflicts"]))
-            await apply(connection, definition, pipeline)
+            report["notes"] = await apply(connection, definition, pipeline)
             report["applied"] = True
     if options.json:
         sys.stdout.write(json.dumps(report) + "\n")
@@ -78,28 +81,25 @@ async def _definition(connection: Connection, options: argparse.Namespace) -> di
     if options.references is None and options.gaia is None and known is not None:
         return known
     if options.references is None or options.gaia is None:
-        msg = f"the run {connection.settings.run!r} is new: say its --references DIR and --gaia TABLE"
+        msg = f"the run {connection.settings.run!r} is new: say its --references DIR|URL and --gaia TABLE|URL"
         raise PermanentError(msg)
-    return definition_of(connection.settings, options.references, options.gaia)
+    references, gaia = await defined_references(options.references), await defined_stars(options.gaia)
+    return definition_of(connection.settings, references, gaia)
 
 
-def definition_of(settings: RunSettings, references: Path, gaia: Path, *, salt: str | None = None) -> dict[str, Any]:
-    """Make a run's definition.
+def definition_of(settings: RunSettings, references: Any, gaia: Any, *, salt: str | None = None) -> dict[str, Any]:
+    """Make a run's definition, from what `ops.run_inputs` found references and star table to be.
 
     Raises
     ------
     PermanentError
-        The folder or the table does not exist, or a setting is wrong.
+        A setting is wrong.
     """
-    if not references.is_dir():
-        raise PermanentError(f"--references {references}: there is no such folder")
-    if not gaia.is_file():
-        raise PermanentError(f"--gaia {gaia}: there is no such file")
     definition = {
         **build_pipeline(settings).definition(),
-        "references": str(references.resolve()),
+        "references": references,
         "pins": {kind: str(path) for kind, path in settings.references.items()},
-        "gaia": str(gaia.resolve()),
+        "gaia": gaia,
         "associations": settings.associations.model_dump(mode="json"),
     }
     return definition if salt is None else {**definition, "salt": salt}
@@ -129,20 +129,10 @@ def group_topics(run: str, segments: Segments, retry_tiers: int) -> dict[str, li
 async def plan(connection: Connection, definition: dict[str, Any], pipeline: Pipeline) -> dict[str, Any]:
     """What applying would do, and what stands in its way."""
     settings, store = connection.settings, connection.store
-    existing = await connection.broker.topics()
-    create, conflicts, keep = [], [], []
-    for spec in wanted_topics(settings, pipeline.segments):
-        found = existing.get(spec.name)
-        if found is None:
-            create.append({"topic": spec.name, "partitions": spec.partitions, "compacted": spec.compacted})
-        elif (found.partitions, found.compacted) != (spec.partitions, spec.compacted):
-            conflicts.append(
-                f"topic {spec.name} has {found.partitions} partitions"
-                f"{' and is compacted' if found.compacted else ''}, wanted are {spec.partitions}"
-                f"{', compacted' if spec.compacted else ''}: a topic is never changed here, for keys would move"
-            )
-        else:
-            keep.append(spec.name)
+    wanted = wanted_topics(settings, pipeline.segments)
+    planned = await connection.broker.plan_topics(wanted)
+    conflicts = [_conflict(difference) for difference in planned.conflicts]
+    missing = {spec.name for spec in planned.create}
     laid_out = await store.get(layout_key(settings.run))
     if laid_out is not None:
         conflicts += await _undrained(connection, definition, json.loads(laid_out), pipeline)
@@ -151,11 +141,37 @@ async def plan(connection: Connection, definition: dict[str, Any], pipeline: Pip
         "run": settings.run,
         "preset": settings.preset,
         "defined": known is not None,
-        "create": create,
-        "keep": keep,
+        "create": [
+            {
+                "topic": spec.name,
+                "partitions": spec.partitions,
+                "compacted": spec.compacted,
+                "replicas": spec.replicas,
+                "config": dict(spec.config),
+            }
+            for spec in planned.create
+        ],
+        "keep": [spec.name for spec in wanted if spec.name not in missing],
         "conflicts": conflicts,
+        "differs": [
+            {
+                "topic": difference.topic,
+                "setting": difference.setting,
+                "found": difference.found,
+                "wanted": difference.wanted,
+                "remedy": difference.remedy,
+            }
+            for difference in planned.differences
+            if not difference.conflict
+        ],
+        "notes": [],
         "applied": False,
     }
+
+
+def _conflict(difference: TopicDifference) -> str:
+    why = "keys would move" if difference.setting == "partitions" else "records would go, or be refused"
+    return f"{difference}: a topic is never changed here, for {why}"
 
 
 async def _undrained(
@@ -174,27 +190,33 @@ async def _undrained(
     return found
 
 
-async def apply(connection: Connection, definition: dict[str, Any], pipeline: Pipeline) -> None:
-    """Define the run, create its topics, and let its groups begin at the beginning."""
+async def apply(connection: Connection, definition: dict[str, Any], pipeline: Pipeline) -> list[str]:
+    """Define the run, create its topics, and let its groups begin at the beginning; returns what to look at."""
     settings = connection.settings
     await connection.records.define(definition)
     await connection.broker.create_topics(wanted_topics(settings, pipeline.segments))
-    await bootstrap(connection.broker, group_topics(settings.run, pipeline.segments, len(settings.retry_seconds)))
+    groups = group_topics(settings.run, pipeline.segments, len(settings.retry_seconds))
+    notes = await bootstrap(connection.broker, groups)
     await put_layout(
         connection.store,
         settings.run,
         {"preset": settings.preset, "spread": settings.spread, "retry_seconds": list(settings.retry_seconds)},
     )
+    return notes
 
 
-async def bootstrap(broker: Broker, groups: dict[str, list[str]]) -> None:
+async def bootstrap(broker: Broker, groups: dict[str, list[str]]) -> list[str]:
     """Commit the beginning of each partition that a group has no position in.
+
+    A cluster forgets the positions of a group without members after a time (``offsets.retention.minutes``), and records
+    after another: what went between the two nobody can tell, and so it is noted where the beginning is gone.
 
     Raises
     ------
     PermanentError
         A group that lacks positions has members already.
     """
+    notes = []
     for group, topics in groups.items():
         missing: dict[TopicPartition, Commit] = {}
         for topic in topics:
@@ -202,18 +224,35 @@ async def bootstrap(broker: Broker, groups: dict[str, list[str]]) -> None:
             for number, (first, _) in (await broker.extents(topic)).items():
                 if number not in committed:
                     missing[TopicPartition(topic, number)] = Commit(first)
+                    if first:
+                        notes.append(
+                            f"group {group} had no position in {topic}[{number}] and begins at offset {first}: "
+                            "what lay before is gone, read or not; ingest --again announces what has no products"
+                        )
         if not missing:
             continue
         try:
             await broker.reset(group, missing)
         except RetriableError as error:
             raise PermanentError(f"group {group} lacks positions and has workers: stop them first ({error})") from error
+    return notes
 
 
 def _shown(report: dict[str, Any]) -> str:
     lines = [f"run {report['run']}, preset {report['preset']}, {'defined' if report['defined'] else 'new'}"]
     verb = "created" if report["applied"] else "to create"
-    lines += [f"  {verb}: {t['topic']} ({t['partitions']} partitions)" for t in report["create"]]
+    lines += [f"  {verb}: {t['topic']} ({_described(t)})" for t in report["create"]]
     lines += [f"  there already: {len(report['keep'])} topics"] if report["keep"] else []
     lines += [f"  conflict: {text}" for text in report["conflicts"]]
+    lines += [f"  note: {text}" for text in report["notes"]]
+    for found in report["differs"]:
+        text = f"topic {found['topic']} has {found['setting']} {found['found']}, wanted is {found['wanted']}"
+        lines += [f"  differs: {text}", f"    left as it is; to change it: {found['remedy']}"]
     return "\n".join(lines) + "\n"
+
+
+def _described(topic: dict[str, Any]) -> str:
+    """A topic that is created, in words: only what the broker has is told."""
+    replicas = [] if topic["replicas"] is None else [f"{topic['replicas']} replicas"]
+    config = [f"{name}={value}" for name, value in sorted(topic["config"].items())] if replicas else []
+    return ", ".join([f"{topic['partitions']} partitions", *replicas, *config])

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,10 @@ class KafkaCluster:
     def url(self) -> str:
         return f"kafka://{self.servers}"
 
+    def password(self, user: str) -> str:
+        """Password of a user of a cluster that was started with ``secure``."""
+        return str(json.loads((self.data / "users.json").read_text())[user])
+
     def _pid(self, node: int) -> int:
         return int(json.loads((self.data / f"kafka-{node}.pid").read_text())["pid"])
 
@@ -54,8 +58,13 @@ class KafkaCluster:
 
 
 @contextlib.contextmanager
-def kafka_cluster(data: Path, *, nodes: int = 1) -> Iterator[KafkaCluster]:
-    _output("kafka", "up", "--nodes", str(nodes), "--data", data)
+def kafka_cluster(
+    data: Path, *, nodes: int = 1, port: int | None = None, settings: Sequence[str] = (), secure: bool = False
+) -> Iterator[KafkaCluster]:
+    options = [] if port is None else ["--port", str(port)]
+    options += ["--secure"] if secure else []
+    options += [word for setting in settings for word in ("--setting", setting)]
+    _output("kafka", "up", "--nodes", str(nodes), "--data", data, *options)
     try:
         yield KafkaCluster(data, (data / "servers").read_text())
     finally:

@@ -18,7 +18,8 @@ from anyio import to_thread
 
 from stream.broker.embedded_lock import ConsumerLock
 from stream.broker.embedded_log import EventLog, Slice
-from stream.broker.protocol import AssignmentListener, Commit, Headers, Record, TopicPartition, TopicSpec
+from stream.broker.protocol import AssignmentListener, Commit, Headers, Record, TopicPartition, TopicPlan, TopicSpec
+from stream.broker.topic_plan import planned
 from stream.clock import Clock, SystemClock
 from stream.failure import FatalError, PermanentError, RetriableError
 
@@ -115,6 +116,10 @@ class EmbeddedBroker:
             for consumer in tuple(self._consumers):
                 self._leave(consumer)
             await self._log.close()
+
+    async def plan_topics(self, specs: Sequence[TopicSpec]) -> TopicPlan:
+        """What is missing, and what differs; partitions and compaction are all that this log has."""
+        return planned(specs, await self.topics(), settings=False)
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
         """Create topics that do not exist, all or none."""

@@ -16,14 +16,16 @@ from typing import Any, Self
 
 import aiokafka
 import anyio
-from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient
 
-from stream.broker.kafka_consumer import KafkaConsumer, record_from
-from stream.broker.kafka_errors import failure_from, failures
+from stream.broker.kafka_access import refusal
+from stream.broker.kafka_buffer import record_from
+from stream.broker.kafka_closing import abandoned, closed
+from stream.broker.kafka_consumer import KafkaConsumer
+from stream.broker.kafka_errors import failures
 from stream.broker.kafka_settings import KafkaSecurity, KafkaTimings
 from stream.broker.kafka_topics import KafkaTopics
-from stream.broker.protocol import AssignmentListener, Commit, Headers, Record, TopicPartition, TopicSpec
+from stream.broker.protocol import AssignmentListener, Commit, Headers, Record, TopicPartition, TopicPlan, TopicSpec
 from stream.failure import PermanentError, RetriableError
 
 __all__ = ["KafkaBroker"]
@@ -32,8 +34,6 @@ LOG = logging.getLogger(__name__)
 
 _STALLED_SECONDS = 10.0
 """How long a read to the end may see nothing new: the end was there when it began, so this means a sick cluster."""
-
-_CLOSE_SECONDS = 10.0
 
 _Place = aiokafka.TopicPartition
 
@@ -73,6 +73,7 @@ class KafkaBroker:
         self._known: dict[str, int] = {}
         self._producer: Any = None
         self._producing = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._looking = asyncio.Lock()
         self._admin: Any = None
         self._reader: Any = None
@@ -97,16 +98,16 @@ class KafkaBroker:
         return cls(servers, **options)
 
     async def __aenter__(self) -> Self:
-        """Connect. Raises RetriableError when no server answers."""
+        """Connect. Raises RetriableError when no server answers, FatalError when one does not let this client in."""
         milliseconds = int(self._timings.request_seconds * 1000)
         self._admin = AIOKafkaAdminClient(request_timeout_ms=milliseconds, **self._options)
-        with failures(f"cannot connect to Kafka at {self.servers}"):
+        async with self._connecting():
             try:
                 await self._admin.start()
             except BaseException:
                 await self._admin.close()
                 raise
-        self._topics = KafkaTopics(self._admin, replication=self._replication)
+        self._topics = KafkaTopics(self._admin, replication=self._replication, servers=self.servers)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -116,10 +117,26 @@ class KafkaBroker:
                 await consumer.leave()
             for client in (self._producer, self._reader):
                 if client is not None:
-                    await _closed(client.stop())
+                    await closed(client.stop())
             if self._admin is not None:
-                await _closed(self._admin.close())
+                await closed(self._admin.close())
             self._producer = self._reader = None
+
+    @contextlib.asynccontextmanager
+    async def _connecting(self) -> AsyncIterator[None]:
+        """Say why this client is not let in, where aiokafka says only that it could not connect."""
+        try:
+            with failures(f"cannot connect to Kafka at {self.servers}"):
+                yield
+        except RetriableError as error:
+            why = await refusal(self._options)
+            if why is not None:
+                raise why from error
+            raise
+
+    async def plan_topics(self, specs: Sequence[TopicSpec]) -> TopicPlan:
+        """What is missing, and what differs in partitions, replicas and settings."""
+        return await self._topics.plan(specs)
 
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
         """Create what does not exist, and wait until it can be used."""
@@ -139,12 +156,17 @@ class KafkaBroker:
         now_ms = int(time.time() * 1000)
         try:
             with failures(f"cannot publish to {topic}"):
-                done = await producer.send_and_wait(
-                    topic, value, key=key, partition=partition, headers=list(headers), timestamp_ms=now_ms
-                )
-        except RetriableError:
+                # The client itself never gives a record of an idempotent producer up, nor asks whether it still should.
+                async with asyncio.timeout(self._timings.request_seconds):
+                    done = await producer.send_and_wait(
+                        topic, value, key=key, partition=partition, headers=list(headers), timestamp_ms=now_ms
+                    )
+        except RetriableError as error:
             # Delivered or not, nobody knows, and an idempotent producer that gave up on a record may refuse the next.
             await self._retire(producer)
+            why = await refusal(self._options)
+            if why is not None:
+                raise why from error
             raise
         return Record(topic, done.partition, done.offset, key, value, headers, done.timestamp)
 
@@ -158,11 +180,11 @@ class KafkaBroker:
                     retry_backoff_ms=200,
                     **self._options,
                 )
-                with failures(f"cannot connect to Kafka at {self.servers}"):
+                async with self._connecting():
                     try:
                         await producer.start()
                     except BaseException:
-                        await _closed(producer.stop())
+                        await closed(producer.stop())
                         raise
                 self._producer = producer
             return self._producer
@@ -173,7 +195,9 @@ class KafkaBroker:
             if self._producer is producer:
                 self._producer = None
                 LOG.warning("the producer is made anew")
-                self._retiring = asyncio.create_task(_closed(producer.stop()))
+                retiring = asyncio.create_task(abandoned(producer))
+                self._retiring.add(retiring)
+                retiring.add_done_callback(self._retiring.discard)
 
     @contextlib.asynccontextmanager
     async def consumer(
@@ -198,6 +222,7 @@ class KafkaBroker:
             start=start,
             timings=self._timings,
             positions=self._positions,
+            refusal=lambda: refusal(self._options),
             next_epoch=self._epochs.__next__,
             listener=listener,
         )
@@ -306,8 +331,9 @@ class KafkaBroker:
     ) -> dict[TopicPartition, tuple[int, int, Commit | None]]:
         if not partitions:
             return {}
-        commits = await self._committed(group, partitions)
-        extents = await self._extents([_Place(p.topic, p.partition) for p in partitions])
+        places = [_Place(p.topic, p.partition) for p in partitions]
+        # Two connections: both may have fallen silent, which is noticed only after a while.
+        commits, extents = await asyncio.gather(self._committed(group, partitions), self._extents(places))
         return {p: (*extents[_Place(p.topic, p.partition)], commits.get(p)) for p in partitions}
 
     async def reset(self, group: str, commits: Mapping[TopicPartition, Commit]) -> None:
@@ -326,7 +352,7 @@ class KafkaBroker:
                     await client.commit(offsets)
         finally:
             with anyio.CancelScope(shield=True):
-                await _closed(client.stop())
+                await closed(client.stop())
 
     async def lag(self, group: str, topic: str) -> int:
         """Records not yet committed by the group."""
@@ -346,12 +372,15 @@ class KafkaBroker:
                     retry_backoff_ms=200,
                     **self._options,
                 )
-                with failures(f"cannot connect to Kafka at {self.servers}"):
+                async with self._connecting():
                     try:
                         await reader.start()
                     except BaseException:
-                        await _closed(reader.stop())
+                        await closed(reader.stop())
                         raise
+                # Looking offsets up takes as long as one request may: then it never notices a connection that fell
+                # silent, and fails for good. (aiokafka 0.14)
+                reader._request_timeout_ms *= 2  # noqa: SLF001
                 self._reader = reader
             return self._reader
 
@@ -360,12 +389,3 @@ class KafkaBroker:
         if topic not in self._known:
             self._known[topic] = await self._topics.partitions(topic)
         return self._known[topic]
-
-
-async def _closed(closing: Any) -> None:
-    """Close a client, for what it is worth: what it still held is reported elsewhere."""
-    with anyio.move_on_after(_CLOSE_SECONDS):
-        try:
-            await closing
-        except (errors.KafkaError, OSError) as error:
-            LOG.info("%s", failure_from(error, "a client did not close in order"))

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import aiokafka
@@ -18,12 +17,13 @@ import anyio
 from aiokafka import ConsumerRebalanceListener, errors
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
+from stream.broker.kafka_buffer import PartitionBuffer, record_from
 from stream.broker.kafka_errors import failure_from, failures
-from stream.broker.kafka_settings import BUFFERED_BYTES, BUFFERED_RECORDS, POLL_SECONDS, KafkaTimings
-from stream.broker.protocol import NOT_BEFORE, AssignmentListener, Commit, Record, TopicPartition
+from stream.broker.kafka_settings import POLL_SECONDS, KafkaTimings
+from stream.broker.protocol import AssignmentListener, Commit, Record, TopicPartition
 from stream.failure import Failure, FatalError, RetriableError
 
-__all__ = ["KafkaConsumer", "Positions", "record_from"]
+__all__ = ["KafkaConsumer", "Positions", "Refusal"]
 
 LOG = logging.getLogger(__name__)
 
@@ -39,48 +39,8 @@ _LEAVE_SECONDS = 10.0
 Positions = Callable[[str, Sequence[TopicPartition]], Any]
 """Awaited with group and partitions: (first, end, commit or None) of each."""
 
-
-def record_from(message: Any) -> Record:
-    """A record as the client gives it."""
-    headers = tuple((name, value or b"") for name, value in message.headers)
-    return Record(
-        message.topic, message.partition, message.offset, message.key, message.value, headers, message.timestamp
-    )
-
-
-class _Buffer:
-    """What was read of one partition and not handed out."""
-
-    __slots__ = ("held", "position", "records", "size")
-
-    def __init__(self, position: int) -> None:
-        self.position = position
-        self.records: deque[Record] = deque()
-        self.size = 0
-        self.held = False
-
-    def add(self, record: Record) -> None:
-        if record.offset >= (self.records[-1].offset + 1 if self.records else self.position):
-            self.records.append(record)
-            self.size += len(record.value or b"") + 100
-
-    def take(self) -> Record:
-        record = self.records.popleft()
-        self.size -= len(record.value or b"") + 100
-        self.position = record.offset + 1
-        return record
-
-    def due_ms(self) -> int:
-        """Unix time in ms before which the head must not be handed out; 0 for at once."""
-        value = self.records[0].header(NOT_BEFORE) if self.records else None
-        try:
-            return int(value) if value is not None else 0
-        except ValueError:
-            return 0
-
-    @property
-    def full(self) -> bool:
-        return len(self.records) >= BUFFERED_RECORDS or self.size >= BUFFERED_BYTES
+Refusal = Callable[[], Awaitable[FatalError | None]]
+"""Awaited when the group is silent: why the cluster lets this client in no more, None when it does not say so."""
 
 
 class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -96,6 +56,8 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         Limits.
     positions : callable
         Finds extents and commits.
+    refusal : callable
+        Finds out why the group is silent.
     next_epoch : callable
         Gives a number higher than any before.
     listener : AssignmentListener, optional
@@ -111,6 +73,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         start: str,
         timings: KafkaTimings,
         positions: Positions,
+        refusal: Refusal,
         next_epoch: Callable[[], int],
         listener: AssignmentListener | None,
     ) -> None:
@@ -119,9 +82,12 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._start = start
         self._timings = timings
         self._positions = positions
+        self._refusal = refusal
+        self._asked_at = time.monotonic()
+        self._asking: asyncio.Task[None] | None = None
         self._next_epoch = next_epoch
         self._listener = listener
-        self._buffers: dict[TopicPartition, _Buffer] = {}
+        self._buffers: dict[TopicPartition, PartitionBuffer] = {}
         self._paused: set[TopicPartition] = set()
         self._ready = False
         self._epoch = 0
@@ -156,6 +122,9 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             self._stopping = True
             if self._reader is not None:
                 await asyncio.wait([self._reader])
+            if self._asking is not None:
+                self._asking.cancel()
+                await asyncio.wait([self._asking])
             with anyio.move_on_after(self._timings.revoke_seconds + _LEAVE_SECONDS):
                 await self._give_up(sorted(self._buffers))
             with anyio.move_on_after(_LEAVE_SECONDS):
@@ -193,7 +162,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition in partitions:
             at = self._beginning(partition, *found[partition])
             self._client.seek(aiokafka.TopicPartition(partition.topic, partition.partition), at)
-            self._buffers[partition] = _Buffer(at)
+            self._buffers[partition] = PartitionBuffer(at)
         if self._listener is not None and partitions:
             await self._listener.on_assigned(partitions, self._epoch)
 
@@ -253,7 +222,8 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 # The client looks for positions by itself as soon as it is assigned, before `_begin` sets them.
                 await asyncio.sleep(_UNSET_SECONDS)
             except errors.OffsetOutOfRangeError as error:
-                self._failure = FatalError(f"group {self.group}: a position is not in the log any more: {error}")
+                why = "records were deleted before they were read, or the topic was made anew"
+                self._failure = FatalError(f"group {self.group}: {why}: {error}")
             except errors.KafkaError as error:
                 failure = failure_from(error, f"group {self.group} cannot read")
                 if isinstance(failure, FatalError):
@@ -265,9 +235,22 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._failure = FatalError(f"the reader of group {self.group} failed: {error!r}")
             else:
                 self._keep(found)
+                self._ask_if_silent()
             if self._failure is not None:
                 self._arrived.set()
                 await asyncio.sleep(_PAUSE)
+
+    def _ask_if_silent(self) -> None:
+        """Stop a member whose password or certificate was withdrawn: the client would try to connect for ever."""
+        now = time.monotonic()
+        if now - max(self._alive_at, self._asked_at) > self._timings.session_seconds:
+            self._asked_at = now
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask(), name=f"asks why group {self.group} is silent")
+
+    async def _ask(self) -> None:
+        self._failure = self._failure or await self._refusal()
+        self._arrived.set()
 
     def _keep(self, found: Mapping[Any, Sequence[Any]]) -> None:
         for partition, messages in found.items():
@@ -286,7 +269,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             if not buffer.held and buffer.full:
                 self._client.pause(client_partition)
                 buffer.held = True
-            elif buffer.held and len(buffer.records) < BUFFERED_RECORDS // 2 and buffer.size < BUFFERED_BYTES // 2:
+            elif buffer.held and buffer.roomy:
                 self._client.resume(client_partition)
                 buffer.held = False
 
@@ -302,31 +285,30 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 msg = f"the consumer of group {self.group} has left"
                 raise RetriableError(msg)
             self._arrived.clear()
-            records, due_ms = self._take(max_records)
+            records, due_in = self._take(max_records)
             if records:
                 return records
             wait = gives_up - time.monotonic()
             if wait <= 0:
                 return ()
-            if due_ms is not None:
-                wait = min(wait, max(0.001, due_ms / 1000 - time.time()))
+            if due_in is not None:
+                wait = min(wait, max(0.001, due_in))
             with anyio.move_on_after(wait):
                 await self._arrived.wait()
 
-    def _take(self, most: int) -> tuple[tuple[Record, ...], int | None]:
-        """Take in turn from each partition; with the time at which the next withheld record is due."""
+    def _take(self, most: int) -> tuple[tuple[Record, ...], float | None]:
+        """Take in turn from each partition; with the seconds until the next withheld record is due."""
         taken: list[Record] = []
-        due: int | None = None
-        now_ms = int(time.time() * 1000)
+        due: float | None = None
         partitions = sorted(self._buffers) if self._ready else []
         for step in range(len(partitions)):
             partition = partitions[(self._turn + step) % len(partitions)]
             buffer = self._buffers[partition]
             share = max(1, most // len(partitions))
             while buffer.records and partition not in self._paused and share and len(taken) < most:
-                at = buffer.due_ms()
-                if at > now_ms:
-                    due = at if due is None else min(due, at)
+                left = buffer.due_in()
+                if left > 0:
+                    due = left if due is None else min(due, left)
                     break
                 taken.append(buffer.take())
                 share -= 1
@@ -380,7 +362,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """Read on from this offset."""
         self._owned(partition)
         held = self._buffers[partition].held
-        self._buffers[partition] = _Buffer(offset)
+        self._buffers[partition] = PartitionBuffer(offset)
         self._buffers[partition].held = held
         self._client.seek(aiokafka.TopicPartition(partition.topic, partition.partition), offset)
 
@@ -399,7 +381,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         """Offset that the next record will get."""
         return int((await self._positions(self.group, [partition]))[partition][1])
 
-    def _owned(self, partition: TopicPartition) -> _Buffer:
+    def _owned(self, partition: TopicPartition) -> PartitionBuffer:
         if partition not in self._buffers:
             msg = f"group {self.group} does not own {partition.topic}[{partition.partition}] through this consumer"
             raise RetriableError(msg)

@@ -18,7 +18,13 @@ _REFUSED = (
     errors.ClusterAuthorizationFailedError,
     errors.SaslAuthenticationFailed,
     errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+    errors.TransactionalIdAuthorizationFailed,
 )
+"""Not let in, or not allowed: nothing changes that but an operator."""
+
+_WRONG_CLOCK = (errors.InvalidTimestampError,)
+"""A record's time is over an hour ahead (``message.timestamp.after.max.ms``): it stays so until an operator looks."""
 
 _PERMANENT = (
     errors.MessageSizeTooLargeError,
@@ -36,8 +42,13 @@ _PERMANENT = (
 def failure_from(error: Exception, what: str) -> Failure:
     """Class of a client's error: refused is fatal, what the cluster will never take permanent, the rest may work."""
     text = str(error) or type(error).__name__
-    if isinstance(error, _REFUSED):
-        return FatalError(f"{what}: Kafka refuses: {text}")
+    # The producer's task wraps what ended it: "unexpected error during batch delivery".
+    for cause in (error, error.__cause__):
+        if isinstance(cause, _REFUSED):
+            return FatalError(f"{what}: Kafka refuses: {cause}")
+    if isinstance(error, _WRONG_CLOCK):
+        why = "the clock of this machine is ahead of the broker's by more than it takes; one of them is wrong"
+        return FatalError(f"{what}: Kafka refuses: {why} ({text})")
     if isinstance(error, _PERMANENT):
         return PermanentError(f"{what}: {text}")
     return RetriableError(f"{what}: {text}")

@@ -19,7 +19,9 @@ __all__ = [
     "Consumer",
     "Headers",
     "Record",
+    "TopicDifference",
     "TopicPartition",
+    "TopicPlan",
     "TopicSpec",
 ]
 
@@ -72,12 +74,49 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """What a topic should be."""
+    """What a topic should be, or is.
+
+    ``config`` are settings by their Kafka names; ``replicas`` is None where the broker chooses, or has none.
+    """
 
     name: str
     partitions: int = 1
     compacted: bool = False
     config: Mapping[str, str] = field(default_factory=dict)
+    replicas: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDifference:
+    """One way in which a topic is not what it should be.
+
+    With a ``conflict`` nothing may be published to it: keys would move, or records go. Anything else is for an operator
+    to change, by ``remedy``, while work goes on.
+    """
+
+    topic: str
+    setting: str
+    found: str
+    wanted: str
+    conflict: bool
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"topic {self.topic} has {self.setting} {self.found}, wanted is {self.wanted}"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """What creating topics would do: those that are missing, complete with what the broker adds, and what differs."""
+
+    create: tuple[TopicSpec, ...]
+    differences: tuple[TopicDifference, ...] = ()
+
+    @property
+    def conflicts(self) -> tuple[TopicDifference, ...]:
+        """Differences that forbid the use of a topic."""
+        return tuple(difference for difference in self.differences if difference.conflict)
 
 
 class AssignmentListener(Protocol):
@@ -162,12 +201,16 @@ class Broker(Protocol):
         """Close; what was acknowledged stays."""
         ...
 
+    async def plan_topics(self, specs: Sequence[TopicSpec]) -> TopicPlan:
+        """What `create_topics` would create, and what differs in topics that exist; changes nothing."""
+        ...
+
     async def create_topics(self, specs: Sequence[TopicSpec]) -> None:
         """Create what does not exist. Raises PermanentError when a topic exists with other partitions or compaction."""
         ...
 
     async def topics(self) -> Mapping[str, TopicSpec]:
-        """All topics that exist."""
+        """All topics that exist, without settings that this client may not see."""
         ...
 
     async def publish(
