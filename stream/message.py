@@ -134,8 +134,10 @@ class Message(Envelope):
 
     Attributes
     ----------
-    run, exposure : str
-        The run and the exposure's id.
+    run : str
+        The run.
+    exposure : str
+        Id of the exposure: the base name of its file.
     stage : str
         The stage to start with, which may lie inside the segment whose inbox holds the message.
     branch : str
@@ -150,9 +152,13 @@ class Message(Envelope):
         Ids of the associations that the exposure belongs to.
     kind : MessageKind
         EXPOSURE or FINALIZE.
-    association, revision, solution : str, int, str
-        For FINALIZE alone: for which association; the revision of its close (None when the member is finalized at
-        once, without waiting for a close); the key of the joint solution (None when there is none).
+    association : str
+        For FINALIZE alone: the association for which it is finished.
+    revision : int
+        For FINALIZE alone: the revision of the association's close; None when the member is finalized at once, without
+        waiting for a close.
+    solution : str
+        For FINALIZE alone: key of the joint solution's manifest, None when there is none.
     """
 
     kind: Literal[MessageKind.EXPOSURE, MessageKind.FINALIZE] = MessageKind.EXPOSURE
@@ -212,8 +218,10 @@ class MemberMessage(Envelope):
 
     Attributes
     ----------
-    association, member : str
-        Ids of the association and of the member (an exposure).
+    association : str
+        Id of the association.
+    member : str
+        Id of the member, an exposure.
     status : MemberStatus
         What became of it.
     branch : str, optional
