@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from stages.indexed_references import IndexedReferences
 from stages.payload import ExposurePayload
 from stages.pipeline import FINALIZE, JOINT, make_stage
+from stages.reference_index import ReferenceIndex
 from stages.reference_selection import DirectoryReferences
-from stream.failure import PermanentError
+from stream.failure import PermanentError, RetriableError
 from stream.identity import recipe_digest
 from stream.results import file_digest
 from stream.segment import execute_segment, stage_recipe
@@ -38,8 +42,9 @@ class Workbench:
     Parameters
     ----------
     environment : mapping
-        ``entries`` (stage to ``module:Class``), ``parameters`` (stage to values), ``references`` (folder), ``pins``
-        (type to file), ``cache`` (folder) and ``gaia`` (table).
+        ``entries`` (stage to ``module:Class``), ``parameters`` (stage to values), ``references`` (a folder, or ``url``,
+        ``index`` and local ``path`` of an index), ``pins`` (type to file), ``cache`` (folder) with ``cache_bytes``, and
+        ``gaia`` (a file, or ``url`` and ``digest``).
     """
 
     def __init__(self, environment: Mapping[str, Any], slot: Slot) -> None:
@@ -47,9 +52,15 @@ class Workbench:
         self._stages: dict[str, Any] = {}
         self._parameters: dict[str, StageParameters] = {}
         self.payload = ExposurePayload(threads=slot.threads)
-        self.references = DirectoryReferences(
-            Path(environment["references"]), pinned=environment["pins"], cache=Path(environment["cache"])
-        )
+        self.references = _references(environment)
+
+    @classmethod
+    def lent(cls, arguments: Mapping[str, Any], slot: Slot) -> Workbench:
+        """Return the process's workbench for a job that opens references: those that were fetched come with it."""
+        bench = cls.of(arguments["environment"], slot)
+        if isinstance(bench.references, IndexedReferences):
+            bench.references.lend(arguments.get("files", {}))
+        return bench
 
     @classmethod
     def of(cls, environment: Mapping[str, Any], slot: Slot) -> Workbench:
@@ -91,6 +102,14 @@ class Workbench:
             salt=self.environment.get("salt"),
         )
 
+    def needed(self, name: str, facts: Mapping[str, Any]) -> list[str]:
+        """References that the stage opens and that must be lent to the job."""
+        if not isinstance(self.references, IndexedReferences):
+            return []
+        types = self.stage(name).references_for(dict(facts), self.parameters(name))
+        selected = [self.references.select(reference_type, dict(facts)) for reference_type in types]
+        return [found for found in selected if found is not None and self.references.needs(found)]
+
     def reference_digests(self, facts: Mapping[str, Any]) -> dict[str, str]:
         """Digest of every reference file that any stage uses on an exposure, by its path."""
         found: dict[str, str] = {}
@@ -103,6 +122,21 @@ class Workbench:
                 if selected is not None:
                     found[selected] = self.references.digest(selected)
         return found
+
+
+def _references(environment: Mapping[str, Any]) -> DirectoryReferences | IndexedReferences:
+    named, cache, bound = environment["references"], Path(environment["cache"]), environment.get("cache_bytes")
+    if isinstance(named, str):
+        return DirectoryReferences(Path(named), pinned=environment["pins"], cache=cache, cache_bytes=bound)
+    index = ReferenceIndex.decode(Path(named["path"]).read_bytes(), where=named["path"])
+    if index.digest != named["index"]:
+        raise RetriableError(f"{named['path']}: the copy of the references' index is damaged; start the worker again")
+    return IndexedReferences(index, named["url"], pinned=environment["pins"], cache=cache, cache_bytes=bound)
+
+
+def _star_table(arguments: Mapping[str, Any]) -> Path:
+    """Local file of the star table, fetched for the job or named by the run."""
+    return Path(arguments.get("stars") or arguments["environment"]["gaia"])
 
 
 def _wrong_parameter(stage: str, model: type[BaseModel], item: Any) -> str:
@@ -131,20 +165,28 @@ def check(arguments: dict[str, Any], slot: Slot, report: Report) -> None:
     bench = Workbench.of(arguments["environment"], slot)
     for name in arguments["stages"]:
         bench.parameters(name)
-    read_star_table(Path(bench.environment["gaia"]))
+    if "stars" in arguments or isinstance(bench.environment["gaia"], str):
+        read_star_table(_star_table(arguments))
 
 
 def recipes(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:
-    """Recipes of stages for one exposure's facts, in order; stops before the first that has an error, and tells it."""
+    """Recipes of stages for one exposure's facts, in order; stops before the first that has an error, and tells it.
+
+    ``needed`` names the references, by stage, that must be fetched before it can run.
+    """
     del report
     bench = Workbench.of(arguments["environment"], slot)
     found: list[list[str]] = []
+    needed: dict[str, list[str]] = {}
+    error: str | None = None
     for name in arguments["stages"]:
         try:
             found.append([name, bench.recipe(name, arguments["facts"])])
-        except PermanentError as error:
-            return {"recipes": found, "error": str(error)}
-    return {"recipes": found, "error": None}
+            needed[name] = bench.needed(name, arguments["facts"])
+        except PermanentError as wrong:
+            error = str(wrong)
+            break
+    return {"recipes": found, "needed": needed, "error": error}
 
 
 def joint_recipe(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, str]:
@@ -162,12 +204,13 @@ def joint_recipe(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[
         schema_generation=schema_generation(),
         salt=bench.environment.get("salt"),
     )
-    return {"recipe": recipe, "star_list": star_table_digest(Path(bench.environment["gaia"]))}
+    gaia = bench.environment["gaia"]
+    return {"recipe": recipe, "star_list": star_table_digest(Path(gaia)) if isinstance(gaia, str) else gaia["digest"]}
 
 
 def execute(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:
     """Run a segment, or the rest of one, on one exposure (see `stream.segment.execute_segment`)."""
-    bench = Workbench.of(arguments["environment"], slot)
+    bench = Workbench.lent(arguments, slot)
     plan = arguments["plan"]
     names = plan["stages"]
     return execute_segment(
@@ -186,20 +229,19 @@ def solve(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, An
     from stages.gaia import read_star_table
 
     bench = Workbench.of(arguments["environment"], slot)
-    report({"event": "stage_started", "stage": JOINT})
     members = [
         Member(m["id"], m["status"], m["facts"], Path(m["tie_points"]) if m["tie_points"] else None)
         for m in arguments["members"]
     ]
-    stars = read_star_table(Path(bench.environment["gaia"]))
-    document: dict[str, Any] = bench.stage(JOINT).solve(members, stars, bench.parameters(JOINT), slot)
+    with _told(JOINT, report):
+        stars = read_star_table(_star_table(arguments))
+        document: dict[str, Any] = bench.stage(JOINT).solve(members, stars, bench.parameters(JOINT), slot)
     return document
 
 
 def finalize(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:
     """Write the products of one exposure into a folder; returns their names, content digests and a summary."""
-    bench = Workbench.of(arguments["environment"], slot)
-    report({"event": "stage_started", "stage": FINALIZE})
+    bench = Workbench.lent(arguments, slot)
     stage = bench.stage(FINALIZE)
     facts = arguments["facts"]
     item = bench.payload.load(Path(arguments["tree"]), {name: Path(path) for name, path in arguments["arrays"].items()})
@@ -208,17 +250,31 @@ def finalize(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str,
         selected = bench.references.select(reference_type, facts)
         references[reference_type] = None if selected is None else bench.references.open(selected)
     out = Path(arguments["out_dir"])
-    result: dict[str, Any] = stage.finalize(
-        item,
-        solution=arguments["solution"],
-        association=arguments["association"],
-        references=references,
-        versions={"rampstream": version("rampstream"), "python": sys.version.split()[0]},
-        out_dir=out,
-        reference_digests=bench.reference_digests(facts),
-        slot=slot,
-    )
+    with _told(FINALIZE, report):
+        result: dict[str, Any] = stage.finalize(
+            item,
+            solution=arguments["solution"],
+            association=arguments["association"],
+            references=references,
+            versions={"rampstream": version("rampstream"), "python": sys.version.split()[0]},
+            out_dir=out,
+            reference_digests=bench.reference_digests(facts),
+            slot=slot,
+        )
+    began = time.monotonic()
     result["stored"] = {
         name: {"digest": file_digest(out / name), "size": (out / name).stat().st_size} for name in result["files"]
     }
+    size = sum(stored["size"] for stored in result["stored"].values())
+    report({"event": "stored", "stage": FINALIZE, "bytes": size, "seconds": time.monotonic() - began})
     return result
+
+
+@contextmanager
+def _told(stage: str, report: Report) -> Iterator[None]:
+    """Report a stage that no segment runs, as a segment does: its start, and what it took."""
+    report({"event": "stage_started", "stage": stage})
+    began, cpu = time.monotonic(), time.process_time()
+    yield
+    used = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
+    report({"event": "stage", "stage": stage, **used})

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ops.pipeline_jobs import PipelineJobs
+from ops.pipeline_jobs import Observer, PipelineJobs
 from stages.pipeline import JOINT
 from stream.aggregator import Solved
 from stream.association import Close, ClosedMember
@@ -31,10 +31,21 @@ class JointSolver:
         Where tie points and solutions lie.
     cache : ObjectCache
         Fetches tie points.
+    observe : callable
+        Told when a stored solution is used again.
     """
 
-    def __init__(self, *, jobs: PipelineJobs, store: ObjectStore, results: Results, cache: ObjectCache) -> None:
+    def __init__(
+        self,
+        *,
+        jobs: PipelineJobs,
+        store: ObjectStore,
+        results: Results,
+        cache: ObjectCache,
+        observe: Observer = lambda _: None,
+    ) -> None:
         self._jobs = jobs
+        self._observe = observe
         self._store = store
         self._results = results
         self._cache = cache
@@ -49,6 +60,8 @@ class JointSolver:
         found = await self._results.find(identity)
         if found is None:
             found = await self._solve(close, messages, identity)
+        else:
+            self._observe({"event": "reused", "exposure": close.association, "stages": [JOINT]})
         return Solved(found.key, found.identity)
 
     @staticmethod
@@ -76,7 +89,9 @@ class JointSolver:
                 )
         async with self._cache.lease(wanted) as paths:
             described = [self._described(member, messages.get(member.member), paths) for member in close.members]
-            document = await self._jobs.run_patiently("solve", {"members": described}, label=close.association)
+            document = await self._jobs.run_patiently(
+                "solve", {"members": described}, label=close.association, stars=True
+            )
         data = canonical_json(document)
         key = object_key(close.association, JOINT, f"{close.revision}-{identity[:12]}", "solution.json")
         info = await self._store.put(key, data)

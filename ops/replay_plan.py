@@ -92,17 +92,17 @@ def definition_with_changes(
     definition: Mapping[str, Any],
     *,
     parameters: Mapping[str, Mapping[str, Any]],
-    references: Path | None,
+    references: Any,
     pins: Mapping[str, Path],
-    gaia: Path | None,
+    gaia: Any,
     salt: str | None,
 ) -> dict[str, Any]:
-    """Return the definition of the new run.
+    """Return the definition of the new run; references and star table as `ops.run_inputs` found them, None to keep.
 
     Raises
     ------
     PermanentError
-        A folder or table does not exist, or a parameter is set for a stage that the run does not have.
+        A parameter is set for a stage that the run does not have.
     """
     changed = {name: value for name, value in definition.items() if name != "salt"}
     stages = [row["name"] for row in definition["topology"]]
@@ -114,13 +114,9 @@ def definition_with_changes(
         for name in sorted({*definition["parameters"], *parameters})
     }
     if references is not None:
-        if not references.is_dir():
-            raise PermanentError(f"--references {references}: there is no such folder")
-        changed["references"] = str(references.resolve())
+        changed["references"] = references
     if gaia is not None:
-        if not gaia.is_file():
-            raise PermanentError(f"--gaia {gaia}: there is no such file")
-        changed["gaia"] = str(gaia.resolve())
+        changed["gaia"] = gaia
     changed["pins"] = {**definition["pins"], **{kind: str(path) for kind, path in pins.items()}}
     return changed if salt is None else {**changed, "salt": salt}
 

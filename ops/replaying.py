@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -20,8 +21,10 @@ import anyio
 from ops.connect import Connection, RunView, add_engine_arguments, connected, engine_settings, view_run
 from ops.engine import Folders, job_environment, status_of
 from ops.replay_plan import ReplayPlan, definition_with_changes, planned_exposure
+from ops.run_inputs import RunInputs, defined_references, defined_stars
 from ops.table import defined_pipeline
 from ops.topics import apply
+from ops.trace_export import exported_tracing
 from ops.work import ingest_key
 from stream.broker.protocol import Record
 from stream.clock import SystemClock
@@ -48,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--set", action="append", default=[], dest="assignments", metavar="STAGE.PARAMETER=VALUE", help="changed"
     )
-    plan.add_argument("--references", type=Path, metavar="DIR", help="other reference files")
+    plan.add_argument("--references", metavar="DIR|URL", help="other reference files")
     plan.add_argument("--reference", action="append", default=[], dest="pins", metavar="TYPE=FILE", help="pinned")
-    plan.add_argument("--gaia", type=Path, metavar="TABLE", help="another table of reference stars")
+    plan.add_argument("--gaia", metavar="TABLE|URL", help="another table of reference stars")
     plan.add_argument("--recompute", action="store_true", help="reuse no result from the topic's stage on")
     plan.add_argument("--out", type=Path, default=Path("replay.json"), metavar="PLAN", help="file for the plan")
     plan.add_argument("--json", action="store_true", help="print the plan's summary as one JSON document")
@@ -86,9 +89,9 @@ async def _plan(options: argparse.Namespace) -> ReplayPlan:
         definition = definition_with_changes(
             view.definition,
             parameters=settings.parameters,
-            references=options.references,
+            references=None if options.references is None else await defined_references(options.references),
             pins=settings.references,
-            gaia=options.gaia,
+            gaia=None if options.gaia is None else await defined_stars(options.gaia),
             salt=options.run if options.recompute else None,
         )
         segments = view.pipeline.segments
@@ -99,7 +102,8 @@ async def _plan(options: argparse.Namespace) -> ReplayPlan:
             raise PermanentError(f"--topic {options.topic}: they belong to closes of the old run; replay tweakreg")
         plan = ReplayPlan(settings.run, options.run, options.topic, definition, view.layout)
         await _select(options, connection, view, plan)
-        environment = job_environment(definition, Folders(settings.work.absolute()))
+        folder = Folders(settings.work.absolute()).references
+        environment = job_environment(definition, await RunInputs.opened(definition, folder, settings))
         for message in list(plan.selected.values()):
             await planned_exposure(connection, view, environment, message, plan)
         await _announced(connection, plan)
@@ -180,7 +184,7 @@ async def _execute(options: argparse.Namespace, plan: ReplayPlan) -> dict[str, A
     if options.run not in {None, plan.run}:
         raise PermanentError(f"--run {options.run}: the plan is for run {plan.run}")
     settings = engine_settings(options, run=plan.run, preset=plan.layout["preset"])
-    async with connected(settings) as opened:
+    async with exported_tracing(plan.run, f"replay-{os.getpid()}") as tracing, connected(settings) as opened:
         existing = await opened.broker.topics()
         inbox = topic_name(plan.from_run, plan.definition["topology"][0]["name"])
         settings = settings.model_copy(
@@ -205,9 +209,11 @@ async def _execute(options: argparse.Namespace, plan: ReplayPlan) -> dict[str, A
             ingested = await connection.store.get(ingest_key(plan.from_run, exposure["exposure"]))
             if ingested is not None:
                 await connection.store.put(ingest_key(plan.run, exposure["exposure"]), ingested)
-            await router.send(Message.model_validate_json(json.dumps(exposure["message"])))
+            with tracing.starting("replay", exposure=exposure["exposure"]):
+                await router.send(Message.model_validate_json(json.dumps(exposure["message"])))
         for member in plan.members.values():
-            await router.send_member(member.replaced(run=plan.run))
+            with tracing.starting("replay", exposure=member.member):
+                await router.send_member(member.replaced(run=plan.run))
     return {"run": plan.run, "published": len(plan.exposures) + len(plan.members)}
 
 

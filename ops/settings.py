@@ -101,8 +101,17 @@ class RunSettings(BaseSettings):
     replication: int = Field(
         default=0, ge=0, description="Replicas of each topic; 0 for three, or as many as there are brokers."
     )
-    retention_hours: float = Field(default=168.0, gt=0, description="How long topics keep records that were consumed.")
+    retention_hours: float = Field(default=168.0, gt=0, description="How long topics keep records, read or not.")
     cache_gb: float = Field(default=20.0, gt=0, description="Bound on fetched objects in the work folder.")
+    reference_cache_gb: float = Field(
+        default=50.0,
+        gt=0,
+        description="Bound on references fetched from object storage, and again on arrays unpacked from them.",
+    )
+    reference_cache: Path | None = Field(
+        default=None,
+        description="Folder for fetched references, which workers of one machine may share; none: in the work folder.",
+    )
     drain_seconds: float = Field(
         default=180.0, ge=0, description="How long a worker that is told to stop may finish what is in flight."
     )

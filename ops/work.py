@@ -171,8 +171,7 @@ class PipelineWork:
             raise PermanentError(f"{message.exposure}: {known['error']}")
         if start is None:
             start = await self._input(message)
-        recipes = dict(known["recipes"])
-        return await self._execute(message, start, stages, recipes, attempt=attempt, bigger_slot=bigger_slot)
+        return await self._execute(message, start, stages, known, attempt=attempt, bigger_slot=bigger_slot)
 
     async def _input(self, message: Message) -> Manifest:
         # The manifest that is named first: of an ingested file another one may say where it lies on another machine.
@@ -189,12 +188,12 @@ class PipelineWork:
         message: Message,
         start: Manifest,
         stages: tuple[str, ...],
-        recipes: Mapping[str, str],
+        known: Mapping[str, Any],
         *,
         attempt: str,
         bigger_slot: bool,
     ) -> Manifest:
-        staging = self._staging(attempt)
+        staging, recipes = self._staging(attempt), dict(known["recipes"])
         try:
             async with self._local(start) as (manifest, paths):
                 plan = SegmentPlan(
@@ -202,13 +201,14 @@ class PipelineWork:
                     paths=paths,
                     stages=stages,
                     keep=frozenset(self._keep_after),
-                    recipes=dict(recipes),
+                    recipes=recipes,
                     attempt=attempt,
                     staging=staging,
                 )
                 made = await self._jobs.run(
-                    "execute", {"plan": plan.model_dump(mode="json")}, label=message.exposure, bigger_slot=bigger_slot
-                )
+                    "execute", {"plan": plan.model_dump(mode="json")}, label=message.exposure,
+                    bigger_slot=bigger_slot, references=_needed(known, stages),
+                )  # fmt: skip
             self._check_unchanged(start)
             await self._check_references(message, recipes)
             published = await self._results.publish_made(made)
@@ -298,8 +298,9 @@ class PipelineWork:
             payload = await self._recompute(message, attempt=attempt)
         described = {**members.extra, "expected": list(members.members), "used": list(used)}
         return await self._write_products(
-            message, payload, identity, document, described, attempt, bigger_slot=bigger_slot
-        )
+            message, payload, identity, document, described, attempt,
+            bigger_slot=bigger_slot, references=_needed(known, (FINALIZE,)),
+        )  # fmt: skip
 
     async def _recompute(self, message: Message, *, attempt: str) -> Manifest:
         """Make a payload anew that was dropped, from the ingested input."""
@@ -340,6 +341,7 @@ class PipelineWork:
         attempt: str,
         *,
         bigger_slot: bool,
+        references: Sequence[str],
     ) -> Manifest:
         wanted = [o for o in payload.objects if o.kind in {ObjectKind.ARRAY, ObjectKind.TREE}]
         tree = next(o.name for o in wanted if o.kind is ObjectKind.TREE)
@@ -358,6 +360,7 @@ class PipelineWork:
                     },
                     label=message.exposure,
                     bigger_slot=bigger_slot,
+                    references=references,
                 )
             objects = []
             for name in made["files"]:
@@ -382,6 +385,11 @@ class PipelineWork:
                 },
             )
         )
+
+
+def _needed(known: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
+    """References that must be fetched for the stages."""
+    return [name for stage in stages for name in known["needed"].get(stage, ())]
 
 
 def _alignment_reason(solution: Any, exposure: str) -> str | None:

@@ -1,9 +1,4 @@
-"""Choose reference files from a plain directory by each file's own metadata, by the mission's rules. Not CRDS.
-
-A file matches when each key of its type does: the detector, the optical element, the exposure type (``exposure.type``
-or one of ``exposure.p_exptype``, separated by ``|``). A key that a file leaves out, or gives as N/A, matches everything
-with less weight. Of the heaviest matches the one with the latest USEAFTER not after the exposure's start wins.
-"""
+"""Choose reference files from a plain directory by each file's own metadata, by `stages.reference_rules`. Not CRDS."""
 
 from __future__ import annotations
 
@@ -11,12 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.asdf_container import open_container, plain
+from stages.reference_rules import ALWAYS, OPTIONAL_TYPES, SELECTION_KEYS, Header, choose
 from stages.references import Reference, open_reference
 from stream.failure import PermanentError
 
@@ -25,52 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONAL_TYPES", "SELECTION_KEYS", "DirectoryReferences"]
 
-_DETECTOR = ("detector",)
-_ELEMENT = ("detector", "optical_element")
-_TYPE = ("detector", "exposure_type")
-
-SELECTION_KEYS: dict[str, tuple[str, ...]] = {
-    "mask": _DETECTOR,
-    "saturation": _DETECTOR,
-    "refpix": _DETECTOR,
-    "darkdecaysignal": (),
-    "linearity": _DETECTOR,
-    "inverselinearity": _DETECTOR,
-    "integralnonlinearity": _DETECTOR,
-    "readnoise": _TYPE,
-    "gain": _DETECTOR,
-    "dark": _TYPE,
-    "distortion": _ELEMENT,
-    "photom": _DETECTOR,
-    "flat": _ELEMENT,
-    "apcorr": _DETECTOR,
-    "epsf": _ELEMENT,
-    "area": _DETECTOR,
-    "dustmap_north": (),
-    "dustmap_south": (),
-}
-"""Facts of the exposure that decide about each type, besides the start time; other types go by the detector."""
-
-OPTIONAL_TYPES = frozenset(
-    {
-        "mask", "saturation", "refpix", "linearity", "inverselinearity", "integralnonlinearity", "dark", "distortion",
-        "photom", "flat", "dustmap_north", "dustmap_south", "area",
-    }
-)  # fmt: skip
-"""Types that may be N/A: the stage that uses them is then skipped, or leaves out a term."""
-
 _FITS = frozenset({".fits", ".fit"})
 _FIELDS = {"NORTH": "dustmap_north", "SOUTH": "dustmap_south"}
-_ALWAYS = "0001-01-01T00:00:00.000"
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """What a file says about itself; ``values`` holds the accepted values of each key, in upper case."""
-
-    reference_type: str | None
-    useafter: str
-    values: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +32,7 @@ class _Record:
     path: str
     size: int
     mtime_ns: int
-    header: _Header
+    header: Header
     sha256: str | None = None
 
 
@@ -95,6 +47,8 @@ class DirectoryReferences:
         File by reference type: used whatever the dates; "N/A" leaves an optional type out.
     cache : Path, optional
         Folder where headers, digests and unpacked arrays are kept between runs, by size and modification time.
+    cache_bytes : int, optional
+        Bound on the unpacked arrays.
     optional : frozenset of str
         Types for which finding none is an answer.
 
@@ -110,12 +64,14 @@ class DirectoryReferences:
         *,
         pinned: Mapping[str, str | Path] | None = None,
         cache: Path | None = None,
+        cache_bytes: int | None = None,
         optional: frozenset[str] = OPTIONAL_TYPES,
     ) -> None:
         if directory is not None and not Path(directory).is_dir():
             raise PermanentError(f"{directory}: no such directory of reference files")
         self._directory = None if directory is None else Path(_absolute(directory))
         self._cache = cache
+        self._cache_bytes = cache_bytes
         self._optional = optional
         self._records: dict[str, _Record] = {}
         self._by_type: dict[str, list[_Record]] | None = None
@@ -141,26 +97,20 @@ class DirectoryReferences:
         """
         if reference_type in self._pinned:
             return self._pinned_for(reference_type, facts)
-        keys = SELECTION_KEYS.get(reference_type, _DETECTOR)
-        wanted = {key: str(facts[key]).strip().upper() for key in keys}
-        start = str(facts["start_time"])
-        candidates = [
-            (weight, record)
-            for record in self._of_type(reference_type)
-            if record.header.useafter <= start and (weight := _weight(record.header, wanted)) is not None
-        ]
-        if not candidates:
-            self._check_optional(reference_type, wanted, start)
-            return None
-        best = max((weight, record.header.useafter) for weight, record in candidates)
-        winners = sorted(record.path for weight, record in candidates if (weight, record.header.useafter) == best)
-        if len(winners) > 1:
-            raise PermanentError(
-                f"two reference files of type {reference_type} fit {_describe(wanted)} equally well "
-                f"(USEAFTER {best[1]}): "
-                f"{winners[0]} and {winners[1]}; remove one or pin the one to use"
-            )
-        return winners[0]
+        return choose(
+            reference_type,
+            [(record.path, record.header) for record in self._of_type(reference_type)],
+            facts,
+            where=self._where,
+            optional=self._optional,
+        )
+
+    def described(self) -> Iterator[tuple[str, Header]]:
+        """Path and header of every reference file in the directory, in the order of their paths."""
+        for path in self._files():
+            record = self._record(path)
+            if record.header.reference_type is not None:
+                yield record.path, record.header
 
     def digest(self, name: str) -> str:
         """SHA-256 of a file's content; computed once for each state of the file, and kept in the cache.
@@ -192,7 +142,7 @@ class DirectoryReferences:
         record = self._checked(name)
         if record.path not in self._opened:
             arrays = None if self._cache is None else self._cache / "arrays"
-            self._opened[record.path] = open_reference(Path(record.path), cache=arrays)
+            self._opened[record.path] = open_reference(Path(record.path), cache=arrays, cache_bytes=self._cache_bytes)
         return self._opened[record.path]
 
     def release(self, opened: Iterable[Reference]) -> None:
@@ -214,8 +164,7 @@ class DirectoryReferences:
     def _pinned_for(self, reference_type: str, facts: Facts) -> str | None:
         name = self._pinned[reference_type]
         if name is None:
-            self._check_optional(reference_type, {}, str(facts.get("start_time", "")))
-            return None
+            return choose(reference_type, (), facts, where=self._where, optional=self._optional)
         detectors = self._records[name].header.values.get("detector", [])
         detector = str(facts.get("detector", "")).upper()
         if "detector" in SELECTION_KEYS.get(reference_type, ()) and detectors and detector not in detectors:
@@ -225,22 +174,15 @@ class DirectoryReferences:
             )
         return name
 
-    def _check_optional(self, reference_type: str, wanted: Mapping[str, str], start: str) -> None:
-        if reference_type in self._optional:
-            return
-        where = "among the pinned files" if self._directory is None else f"in {self._directory}"
-        raise PermanentError(
-            f"no reference file of type {reference_type} for {_describe(wanted)} "
-            f"with USEAFTER not after {start} {where}"
-        )
+    @property
+    def _where(self) -> str:
+        return "among the pinned files" if self._directory is None else f"in {self._directory}"
 
     def _of_type(self, reference_type: str) -> Sequence[_Record]:
         if self._by_type is None:
             by_type: dict[str, list[_Record]] = {}
-            for path in self._files():
-                record = self._record(path)
-                if record.header.reference_type is not None:
-                    by_type.setdefault(record.header.reference_type, []).append(record)
+            for path, header in self.described():
+                by_type.setdefault(str(header.reference_type), []).append(self._records[path])
             self._by_type = by_type
         return self._by_type.get(reference_type, ())
 
@@ -288,7 +230,7 @@ class DirectoryReferences:
             return None
         try:
             document = json.loads(place.read_text())
-            header = _Header(**document.pop("header"))
+            header = Header(**document.pop("header"))
             record = _Record(header=header, **document)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
@@ -304,19 +246,8 @@ class DirectoryReferences:
         Path(draft.name).replace(place)
 
 
-def _weight(header: _Header, wanted: Mapping[str, str]) -> int | None:
-    weight = 0
-    for key, value in wanted.items():
-        accepted = header.values.get(key, [])
-        if value in accepted:
-            weight += 1
-        elif accepted:
-            return None
-    return weight
-
-
-def _read_header(path: Path) -> _Header:
-    nothing = _Header(None, _ALWAYS, {})
+def _read_header(path: Path) -> Header:
+    nothing = Header(None, ALWAYS, {})
     if path.suffix.lower() in _FITS:
         from astropy.io import fits
 
@@ -324,7 +255,7 @@ def _read_header(path: Path) -> _Header:
             field = str(fits.getheader(path).get("FIELD", "")).strip().upper()
         except OSError as error:
             raise PermanentError(f"{path}: not a FITS file: {error}") from error
-        return _Header(_FIELDS.get(field), _ALWAYS, {})
+        return Header(_FIELDS.get(field), ALWAYS, {})
     tree = open_container(path).tree
     roman = tree.get("roman")
     meta = plain(roman["meta"]) if isinstance(roman, Mapping) and isinstance(roman.get("meta"), Mapping) else {}
@@ -335,9 +266,9 @@ def _read_header(path: Path) -> _Header:
     values = {
         "detector": _accepted(instrument.get("detector")),
         "optical_element": _accepted(instrument.get("optical_element")),
-        "exposure_type": _accepted(exposure.get("p_exptype")) + _accepted(exposure.get("type")),
+        "exposure_type": list(dict.fromkeys(_accepted(exposure.get("p_exptype")) + _accepted(exposure.get("type")))),
     }
-    return _Header(reftype.strip().lower(), _useafter(path, meta), values)
+    return Header(reftype.strip().lower(), _useafter(path, meta), values)
 
 
 def _useafter(path: Path, meta: Mapping[str, Any]) -> str:
@@ -352,10 +283,6 @@ def _useafter(path: Path, meta: Mapping[str, Any]) -> str:
 def _accepted(value: Any) -> list[str]:
     items = [item.strip().upper() for item in str(value or "").split("|")]
     return [item for item in items if item and item != "N/A"]
-
-
-def _describe(wanted: Mapping[str, str]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in wanted.items()) or "any exposure"
 
 
 def _absolute(path: str | Path) -> str:

@@ -7,15 +7,15 @@ page-aligned arrays and mapped from there, shared by all workers of a machine.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stages.array_copies import ArrayCopies, Held
 from stages.asdf_arrays import map_array_file, write_array_file
 from stages.asdf_container import ArrayNode, AsdfContainer, Mapped, foreign_tags, open_container, plain
 from stream.failure import PermanentError
@@ -41,6 +41,11 @@ class Reference:
     cache : Path, optional
         Folder for unpacked or realigned copies of large arrays. Without it compressed arrays are unpacked into memory
         and unaligned ones mapped as they are.
+    cache_bytes : int, optional
+        Bound on that folder (see `stages.array_copies.ArrayCopies`).
+    content : str, optional
+        What names the copies: the digest of a file that comes and goes under changing paths; by default its recorded
+        name, size and modification time.
 
     Attributes
     ----------
@@ -55,10 +60,20 @@ class Reference:
         Not ASDF, cut off, or no key ``roman``.
     """
 
-    def __init__(self, path: Path, *, recorded_name: str | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        recorded_name: str | None = None,
+        cache: Path | None = None,
+        cache_bytes: int | None = None,
+        content: str | None = None,
+    ) -> None:
         self.path = Path(path)
         self.recorded_name = os.path.abspath(path) if recorded_name is None else recorded_name  # noqa: PTH100
-        self._cache = cache
+        self._copies = None if cache is None else ArrayCopies(cache, cache_bytes)
+        self._content = content
+        self._held: list[Held] = []
         self._mapped: dict[tuple[str, ...], Mapped] = {}
         self._values: dict[tuple[str, ...], Any] = {}
         self._container = self._open()
@@ -109,10 +124,18 @@ class Reference:
         for mapped in self._mapped.values():
             mapped.drop_pages()
 
+    def moved_to(self, path: Path) -> None:
+        """Go on with the same content under another path."""
+        self.path = path
+        if self._container is not None:
+            self._container = replace(self._container, path=path)
+
     def close(self) -> None:
         """Forget the mappings; each is released when the last array over it goes."""
         self._mapped.clear()
         self._values.clear()
+        while self._held:
+            self._held.pop().close()
 
     def _node(self, keys: Sequence[str]) -> Any:
         assert self._container is not None
@@ -128,9 +151,9 @@ class Reference:
         assert self._container is not None
         if node.source is None or self.is_aligned(*keys):
             return self._container.map_array(node)
-        if self._cache is None or node.nbytes < _CACHED_FROM:
+        if self._copies is None or node.nbytes < _CACHED_FROM:
             return self._in_memory(node)
-        return self._cached(node, keys)
+        return self._copied(node, keys, self._copies)
 
     def _in_memory(self, node: ArrayNode) -> Mapped:
         assert self._container is not None
@@ -143,24 +166,22 @@ class Reference:
         array.flags.writeable = False
         return Mapped(array)
 
-    def _cached(self, node: ArrayNode, keys: tuple[str, ...]) -> Mapped:
-        """The copy in the cache folder, made by whoever comes first; two at once make the same and one stays."""
-        assert self._cache is not None
-        stat = self.path.stat()
-        name = "\0".join((self.recorded_name, str(stat.st_size), str(stat.st_mtime_ns), *keys))
-        target = self._cache / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.asdf"
-        if not target.exists():
-            self._cache.mkdir(parents=True, exist_ok=True)
-            assert self._container is not None
-            array = self._container.map_array(node, threads=2).array
-            descriptor, draft = tempfile.mkstemp(dir=self._cache, suffix=".part")
-            os.close(descriptor)
-            try:
-                write_array_file(Path(draft), array.astype(array.dtype.newbyteorder("="), copy=False))
-                Path(draft).replace(target)
-            finally:
-                Path(draft).unlink(missing_ok=True)
-        return map_array_file(target, writable=False)
+    def _copied(self, node: ArrayNode, keys: tuple[str, ...], copies: ArrayCopies) -> Mapped:
+        """The copy in the cache folder, held as long as this reference is open."""
+        container = self._container
+        assert container is not None
+
+        def make(path: Path) -> None:
+            array = container.map_array(node, threads=2).array
+            write_array_file(path, array.astype(array.dtype.newbyteorder("="), copy=False))
+
+        content = self._content
+        if content is None:
+            stat = self.path.stat()
+            content = "\0".join((self.recorded_name, str(stat.st_size), str(stat.st_mtime_ns)))
+        path, held = copies.hold("\0".join((content, *keys)), make)
+        self._held.append(held)
+        return map_array_file(path, writable=False)
 
     def _with_arrays(self, keys: tuple[str, ...], value: Any) -> Any:
         if isinstance(value, ArrayNode):
@@ -227,10 +248,17 @@ class FitsReference(Reference):
         return False
 
 
-def open_reference(path: Path, *, cache: Path | None = None) -> Reference:
-    """Open a reference file, ASDF or FITS by its extension."""
+def open_reference(
+    path: Path,
+    *,
+    recorded_name: str | None = None,
+    cache: Path | None = None,
+    cache_bytes: int | None = None,
+    content: str | None = None,
+) -> Reference:
+    """Open a reference file, ASDF or FITS by its extension; parameters as of `Reference`."""
     kind = FitsReference if path.suffix.lower() in {".fits", ".fit"} else Reference
-    return kind(path, cache=cache)
+    return kind(path, recorded_name=recorded_name, cache=cache, cache_bytes=cache_bytes, content=content)
 
 
 def check_shape(reference: Any, *keys: str, expected: Sequence[int | None], dtype: str | None = None) -> NDArray[Any]:

@@ -1,7 +1,8 @@
 """Digest of what a product says, whenever and wherever it was made: the measure of "identical products".
 
 Arrays, tables and metadata count; left out are file dates, log lines, the writing library's notes, and the folders of
-reference files, which count by the digest of their content (or by name, where that is not given).
+reference files (or the store they lie in), which count by the digest of their content, or by name where that is not
+given.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ __all__ = ["array_digest", "array_digests", "content_digest"]
 _LEFT_OUT = frozenset({"file_date", "cal_logs"})
 _LEFT_OUT_OF_TABLES = frozenset({"source_catalog.date", "table_meta_yaml"})
 """The date of the measurement; and a second copy of names, units and metadata, with that date inside."""
+
+_PLACES = ("/", "s3://", "gs://", "az://")
 
 _ALGORITHM = "sha256"
 _ARROW_FLOATS = {"halffloat": "f2", "float": "f4", "double": "f8"}
@@ -138,8 +141,8 @@ def _scalar(value: Any) -> str:
 
 
 def _reference(name: str, digests: Mapping[str, str]) -> str:
-    """A reference by its content where that is known; else a path by its last part."""
-    return digests.get(name) or (name.rsplit("/", 1)[-1] if name.startswith("/") else name)
+    """A reference by its content where that is known; else a path, or the URL of a store, by its last part."""
+    return digests.get(name) or (name.rsplit("/", 1)[-1] if name.startswith(_PLACES) else name)
 
 
 def _column_values(column: Any) -> NDArray[Any]:

@@ -66,8 +66,6 @@ class TiePoints:
         Arcsec, at SCALE_GRID x SCALE_GRID (first index x).
     error : str or None
         Why this catalog cannot be used; the alignment then fails as a whole.
-    distortion : str
-        Recorded name of the distortion reference.
     """
 
     numbers: dict[str, Any]
@@ -79,7 +77,6 @@ class TiePoints:
     hull: Array
     pixel_scales: Array | None
     error: str | None = None
-    distortion: str = "N/A"
 
     def pixel_scale(self, plane: TangentPlane) -> float:
         """Size of a pixel (arcsec) in the plane at the place that the plane's origin has on the detector.
@@ -136,7 +133,6 @@ def tie_points_bytes(exposure: Exposure, distortion: Any) -> bytes:
         "hull": to_plane(hull[:, 0], hull[:, 1]).tolist(),
         "pixel_scales": _pixel_scales(numbers, distortion, to_plane),
         "error": error,
-        "distortion": str(exposure.meta.get("ref_file", {}).get("distortion", "N/A")),
     }
     positions = to_plane(pixels[:, 0].astype(float), pixels[:, 1].astype(float))
     columns = {"x": pixels[:, 0], "y": pixels[:, 1], "plane_x": positions[:, 0], "plane_y": positions[:, 1]}
@@ -173,7 +169,6 @@ def read_tie_points(path: Path) -> TiePoints:
         hull=np.array(header["hull"], dtype=float).reshape(-1, 2),
         pixel_scales=None if scales is None else np.array(scales, dtype=float),
         error=header["error"],
-        distortion=header["distortion"],
     )
 
 

@@ -32,12 +32,15 @@ import anyio
 import anyio.to_thread
 
 from stream.failure import FatalError, RetriableError
-from stream.store.protocol import ObjectStore
 
-__all__ = ["Described", "ObjectCache"]
+__all__ = ["Described", "FetchedFrom", "ObjectCache"]
 
 _TOGETHER = 4
 """Objects fetched at once for one lease: enough to fill a link, and one request's memory each."""
+
+_UNSEEN_SHARE = 8
+"""A process walks the folder again once it has added this part of the room that it saw: so eight processes that share
+the folder cannot exceed its bound unseen, and the cost of walks does not grow with what is kept."""
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 """Differs after each start of the machine: what was not yet on the disk then may be holes of the right size."""
@@ -67,12 +70,24 @@ class Described(Protocol):
         ...
 
 
+class FetchedFrom(Protocol):
+    """What the cache needs of a store."""
+
+    async def fetch(self, key: str, cache: Path) -> Path:
+        """A local file with the content (see `stream.store.protocol.ObjectStore`)."""
+        ...
+
+    def staging(self, name: str) -> Path | None:
+        """None when the store is not local."""
+        ...
+
+
 class ObjectCache:
     """Fetched objects in one folder.
 
     Parameters
     ----------
-    store : ObjectStore
+    store : FetchedFrom
         Where they come from.
     folder : Path
         Where they are kept.
@@ -86,7 +101,7 @@ class ObjectCache:
 
     def __init__(
         self,
-        store: ObjectStore,
+        store: FetchedFrom,
         folder: Path,
         *,
         max_bytes: int,
@@ -105,7 +120,9 @@ class ObjectCache:
         self._opening = anyio.Lock()
         self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self._coming = 0
-        self._grown = False
+        self._added = 0
+        self._may_add = -1
+        self._looking = anyio.Lock()
 
     @property
     def is_local(self) -> bool:
@@ -129,9 +146,8 @@ class ObjectCache:
         async with self._opening:
             if self._let_go is None:
                 await anyio.to_thread.run_sync(self._open)
-        if self._grown:
-            self._grown = False
-            await anyio.to_thread.run_sync(self._make_room, 0)
+        if self._added:
+            await self._room_for(0)
         async with self._scratch() as lease:
             yield await self._leased(objects, lease)
 
@@ -145,9 +161,9 @@ class ObjectCache:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, partial)
             partial.replace(target)
+            self._added += path.stat().st_size
         except OSError:  # another file system, or no room: it will be fetched
             return
-        self._grown = True
 
     def sweep(self) -> None:
         """Remove what killed processes left, and all files after a power failure. Call it at start."""
@@ -248,18 +264,19 @@ class ObjectCache:
     async def _fetch(self, stored: Described, link: Path) -> None:
         self._coming += stored.size
         try:
-            await anyio.to_thread.run_sync(self._make_room, self._coming)
-            async with self._scratch() as folder:
-                path = await self._store.fetch(stored.key, folder)
-                found = await anyio.to_thread.run_sync(self._digest, path)
-                if found != stored.digest:
-                    msg = f"{stored.key} is damaged: its SHA-256 is {found[:16]}…, expected {stored.digest[:16]}…"
-                    raise RetriableError(msg)
-                await anyio.to_thread.run_sync(self._keep, stored, path, link)
+            await self._room_for(self._coming)
+            # Beside the link, in the folder that goes with the lease.
+            path = await self._store.fetch(stored.key, link.with_name(f"{link.name}.coming"))
+            await anyio.to_thread.run_sync(self._keep, stored, path, link)
+            self._added += stored.size
         finally:
             self._coming -= stored.size
 
     def _keep(self, stored: Described, path: Path, link: Path) -> None:
+        found = self._digest(path)
+        if found != stored.digest:
+            msg = f"{stored.key} is damaged: its SHA-256 is {found[:16]}…, expected {stored.digest[:16]}…"
+            raise RetriableError(msg)
         kept = self._kept / stored.key
         try:
             os.link(path, link)  # first, for from then on it may be evicted
@@ -268,7 +285,19 @@ class ObjectCache:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def _make_room(self, size: int) -> None:
+    async def _room_for(self, size: int) -> None:
+        """Evict if so much more may not fit. Most often that is known without a look at the folder."""
+        if self._added + size <= self._may_add:
+            return
+        async with self._looking:
+            if self._added + size > self._may_add:
+                added = self._added
+                kept = await anyio.to_thread.run_sync(self._evict, size)
+                self._added -= added
+                self._may_add = (self._max_bytes - kept) // _UNSEEN_SHARE
+
+    def _evict(self, size: int) -> int:
+        """Remove the least recently used until there is room for ``size``; bytes that are kept."""
         found = []
         for folder, _, files in os.walk(self._kept):
             for name in files:
@@ -280,10 +309,11 @@ class ObjectCache:
         total = size + sum(status.st_size for status, _ in found)
         for status, path in sorted(found, key=lambda item: item[0].st_mtime):
             if total <= self._max_bytes:
-                return
+                break
             if status.st_nlink == 1:
                 path.unlink(missing_ok=True)
                 total -= status.st_size
+        return total - size
 
     def _unusable(self, error: OSError) -> FatalError:
         return FatalError(f"the cache {self._folder} cannot be used: {error.strerror}")

@@ -30,6 +30,10 @@ _STAGING = ".staging"
 
 _CHUNK = 8 * 1024 * 1024
 
+_SMALL = 1024 * 1024
+"""Objects up to this size (all but arrays) go in one request, and to or from their file in one step: a step of a file
+costs a switch to a thread and back, and a streamed upload a dozen of them."""
+
 _CONFLICT_WAITS = (0.05, 0.2, 0.8)
 """Seconds before a creation is tried again that met another one under way (409), which may yet fail."""
 
@@ -92,12 +96,13 @@ class ObstoreObjectStore:
         limits = self._limits or StoreLimits()
         with self._failures("write", key):
             if isinstance(data, Path):
-                size = await upload_file(self._raw, key, data, limits)
-            else:
-                size = len(data)
-                await obstore.put_async(
-                    self._raw, key, data, chunk_size=limits.part, max_concurrency=limits.parts_together
-                )
+                small = await anyio.to_thread.run_sync(_small_content, data, min(_SMALL, limits.part))
+                if small is None:
+                    size = await upload_file(self._raw, key, data, limits)
+                    return ObjectInfo(key, size, time.time())
+                data = small
+            size = len(data)
+            await obstore.put_async(self._raw, key, data, chunk_size=limits.part, max_concurrency=limits.parts_together)
         return ObjectInfo(key, size, time.time())
 
     async def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -136,14 +141,7 @@ class ObstoreObjectStore:
             result = await self._find(key)
             if result is None:
                 return None
-            size = int(result.meta["size"])
-            try:
-                data = bytes(await result.bytes_async())
-            except BaseError as error:
-                raise self._broke_off(key, None, size, error) from error
-            if len(data) != size:
-                raise self._broke_off(key, len(data), size)
-            return data
+            return await self._whole(key, result, int(result.meta["size"]))
 
     async def head(self, key: str) -> ObjectInfo | None:
         """Size and time, None when the key does not exist."""
@@ -187,11 +185,13 @@ class ObstoreObjectStore:
             if result is None:
                 raise self._missing(key)
             size = int(result.meta["size"])
-            path = anyio.Path(target)
-            if await path.exists() and (await path.stat()).st_size == size:
+            if await anyio.to_thread.run_sync(_is_there, target, size):
                 return target
-            await path.parent.mkdir(parents=True, exist_ok=True)
             partial = anyio.Path(f"{target}.{os.getpid()}.{uuid.uuid4().hex}.partial")
+            if size <= _SMALL:
+                data = await self._whole(key, result, size)
+                await anyio.to_thread.run_sync(_write_whole, Path(partial), target, data)
+                return target
             try:
                 await self._download(key, result, partial, size)
                 await partial.rename(target)
@@ -228,6 +228,15 @@ class ObstoreObjectStore:
             except Failure:
                 return None
         return None
+
+    async def _whole(self, key: str, result: Any, size: int) -> bytes:
+        try:
+            data = bytes(await result.bytes_async())
+        except BaseError as error:
+            raise self._broke_off(key, None, size, error) from error
+        if len(data) != size:
+            raise self._broke_off(key, len(data), size)
+        return data
 
     async def _download(self, key: str, result: Any, path: anyio.Path, size: int) -> None:
         received = 0
@@ -332,6 +341,27 @@ class LocalObjectStore(ObstoreObjectStore):
 
 def _info(meta: Any) -> ObjectInfo:
     return ObjectInfo(meta["path"], int(meta["size"]), meta["last_modified"].timestamp())
+
+
+def _small_content(path: Path, most: int) -> bytes | None:
+    return path.read_bytes() if path.stat().st_size <= most else None
+
+
+def _is_there(path: Path, size: int) -> bool:
+    """Whether a file of that size is there; if not, its folder is made."""
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return False
+
+
+def _write_whole(partial: Path, path: Path, data: bytes) -> None:
+    try:
+        partial.write_bytes(data)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _modified(path: Path) -> float:

@@ -43,6 +43,13 @@ def test_equal_input_gives_equal_bytes_of_modest_size(member):
     assert len(first) < 10_000 + 32 * len(member.x)
 
 
+def test_where_the_references_lie_changes_no_byte(member):
+    here, there = member.exposure(), member.exposure()
+    here.meta["ref_file"] = {"distortion": "/here/distortion.asdf"}
+    there.meta["ref_file"] = {"distortion": "s3://there/distortion.asdf"}
+    assert tie_points_bytes(here, member.distortion) == tie_points_bytes(there, member.distortion)
+
+
 def test_numbers_and_positions_come_back_bit_for_bit(tmp_path, member):
     exposure = member.exposure()
     exposure.wcs["ra_ref"] = 269.99999999999994

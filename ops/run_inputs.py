@@ -1,0 +1,246 @@
+"""References and star table of a run: how its definition names them, and the local files that jobs get for them.
+
+A folder and a table on disk are named by path, and every machine has them there. Those in object storage are named by
+URL and digest, and fetched into a bounded cache when a job needs them. Recipes need digests alone, so planning fetches
+nothing but the index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from ops.reference_store import is_url, newest_index, object_at, open_set, pinned_index
+from ops.settings import RunSettings
+from stages.reference_index import ReferenceIndex
+from stream.failure import FatalError, PermanentError
+from stream.results import file_digest
+from stream.store import ObjectStore
+from stream.store.cache import ObjectCache
+from stream.store.measured import MeasuredStore
+
+__all__ = ["RunInputs", "defined_references", "defined_stars"]
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+async def defined_references(text: str) -> Any:
+    """References as a definition names them: the path of a folder, or URL and digest of the newest index.
+
+    Raises
+    ------
+    PermanentError
+        There is no such folder, or nothing was published there.
+    """
+    if is_url(text):
+        url = text.rstrip("/")
+        return {"url": url, "index": (await newest_index(url)).digest}
+    path = anyio.Path(text)
+    if not await path.is_dir():
+        raise PermanentError(f"--references {text}: there is no such folder")
+    return str(await path.resolve())
+
+
+async def defined_stars(text: str) -> Any:
+    """A star table as a definition names it: the path of a file, or URL, digest and size of an object.
+
+    Raises
+    ------
+    PermanentError
+        There is no such file or object.
+    """
+    if is_url(text):
+        store, key = object_at(text)
+        if await store.head(key) is None:
+            raise PermanentError(f"--gaia {text}: there is no such object")
+        with tempfile.TemporaryDirectory() as folder:
+            fetched = await store.fetch(key, Path(folder))
+            digest = await anyio.to_thread.run_sync(file_digest, fetched)
+            return {"url": text.rstrip("/"), "digest": digest, "size": (await anyio.Path(fetched).stat()).st_size}
+    path = anyio.Path(text)
+    if not await path.is_file():
+        raise PermanentError(f"--gaia {text}: there is no such file")
+    return str(await path.resolve())
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An object as the cache asks for it."""
+
+    name: str
+    key: str
+    digest: str
+    size: int
+
+
+class _Stores:
+    """References and stars as one store, so that one cache and one bound hold both."""
+
+    def __init__(self) -> None:
+        self.references: ObjectStore | None = None
+        self.stars: dict[str, tuple[ObjectStore, str]] = {}
+
+    def staging(self, name: str) -> Path | None:  # noqa: ARG002
+        """None: not local."""
+        return None
+
+    async def fetch(self, key: str, cache: Path) -> Path:
+        """Fetch from the one that has the key."""
+        if key in self.stars:
+            store, own = self.stars[key]
+            return await store.fetch(own, cache)
+        assert self.references is not None
+        return await self.references.fetch(key, cache)
+
+
+class RunInputs:
+    """References and star table of one run, in one process.
+
+    Parameters
+    ----------
+    definition : mapping
+        Of the run.
+    folder : Path
+        For what is fetched and what is made from it; several processes of a machine may share it.
+    max_bytes : int, optional
+        Bound on fetched files, and on unpacked arrays made from them; none for local ones.
+    observe : callable
+        Told about hits and misses, as ``{"event": "reference_cache", "outcome": "hit" or "miss", "bytes"}``.
+    """
+
+    def __init__(
+        self,
+        definition: Mapping[str, Any],
+        folder: Path,
+        *,
+        max_bytes: int | None = None,
+        observe: Observer = lambda _: None,
+    ) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._files: dict[str, _Wanted] = {}
+        self._stars: _Wanted | None = None
+        self._stores = _Stores()
+        self._observe = observe
+        self._references = definition["references"]
+        self._gaia = definition["gaia"]
+        self._cache: ObjectCache | None = None
+
+    @classmethod
+    async def opened(
+        cls, definition: Mapping[str, Any], folder: Path, settings: RunSettings, observe: Observer = lambda _: None
+    ) -> RunInputs:
+        """Read what selection needs of a run's references.
+
+        Raises
+        ------
+        FatalError
+            The index in the store is not the one that the run is defined with, or the folder cannot be written to.
+        """
+        remote = not isinstance(definition["references"], str) or not isinstance(definition["gaia"], str)
+        inputs = cls(
+            definition,
+            (settings.reference_cache or folder).absolute() if remote else folder,
+            max_bytes=int(settings.reference_cache_gb * 1e9) if remote else None,
+            observe=observe,
+        )
+        if remote:
+            await inputs._open()
+        return inputs
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What job processes need to know (see `ops.job.Workbench`)."""
+        references = self._references
+        if not isinstance(references, str):
+            references = {**references, "path": str(self._index_path)}
+        return {
+            "references": references,
+            "gaia": self._gaia,
+            "cache": str(self._folder),
+            "cache_bytes": self._max_bytes,
+        }
+
+    @property
+    def stars_are_fetched(self) -> bool:
+        """Whether the star table lies in object storage."""
+        return not isinstance(self._gaia, str)
+
+    @asynccontextmanager
+    async def lease(self, references: Sequence[str] = (), *, stars: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """Arguments that give a job its local files, which stay as long as the context lasts.
+
+        Parameters
+        ----------
+        references : sequence of str
+            Names of the references that it opens, as selected.
+        stars : bool
+            Whether it reads the star table.
+
+        Raises
+        ------
+        stream.failure.RetriableError
+            A file is not in the store, or is not the one that the index or the definition tells of.
+        """
+        wanted = [self._files[name] for name in dict.fromkeys(references) if name in self._files]
+        if stars and self._stars is not None:
+            wanted.append(self._stars)
+        if self._cache is None or not wanted:
+            yield {}
+            return
+        async with self._cache.lease(wanted) as paths:
+            lent: dict[str, Any] = {"files": {name: str(path) for name, path in paths.items()}}
+            if stars and self._stars is not None:
+                lent["stars"] = lent["files"].pop(self._stars.name)
+            yield lent
+
+    def sweep(self) -> None:
+        """Remove what killed processes left. Call it at start."""
+        if self._cache is not None:
+            self._cache.sweep()
+
+    @property
+    def _index_path(self) -> Path:
+        return self._folder / f"index-{self._references['index']}.json"
+
+    async def _open(self) -> None:
+        if not isinstance(self._references, str):
+            url, digest = self._references["url"], self._references["index"]
+            data = await pinned_index(url, digest)
+            index = ReferenceIndex.decode(data, where=f"{url}, index {digest[:16]}…")
+            await anyio.to_thread.run_sync(self._keep_index, data)
+            self._stores.references = MeasuredStore(open_set(url), self._observe)
+            self._files = {
+                (name := f"{url}/{file.key}"): _Wanted(name, file.key, file.sha256, file.size) for file in index.files
+            }
+        if not isinstance(self._gaia, str):
+            url, digest = self._gaia["url"], self._gaia["digest"]
+            store, key = object_at(url)
+            kept_as = f"stars/{hashlib.sha256(url.encode()).hexdigest()[:8]}-{digest[:16]}/{key}"
+            self._stores.stars[kept_as] = MeasuredStore(store, self._observe), key
+            self._stars = _Wanted(url, kept_as, digest, self._gaia["size"])
+        self._cache = ObjectCache(
+            self._stores,
+            self._folder / "fetched",
+            max_bytes=self._max_bytes or 0,
+            digest=file_digest,
+            observe=lambda event: self._observe({**event, "event": "reference_cache"}),
+        )
+
+    def _keep_index(self, data: bytes) -> None:
+        """Leave the index where job processes read it; racing processes leave the same."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as draft:
+                draft.write(data)
+            Path(draft.name).replace(self._index_path)
+        except OSError as error:
+            raise FatalError(f"the cache {self._folder} cannot be used: {error.strerror}") from error
