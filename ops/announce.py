@@ -21,6 +21,7 @@ from stream.message import Message
 from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key
 from stream.router import Router
 from stream.store import ObjectStore
+from stream.tracing import Forwarding, Tracing
 
 __all__ = ["INGEST", "Announced", "Announcer"]
 
@@ -54,6 +55,8 @@ class Announcer:
         Publish also what was announced before.
     replace : bool
         Accept other content under a known name.
+    tracing : Tracing, optional
+        Begins the trace of each exposure.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Announcer:
         upload: bool,
         again: bool = False,
         replace: bool = False,
+        tracing: Tracing | None = None,
     ) -> None:
         self._store = store
         self._results = results
@@ -74,6 +78,7 @@ class Announcer:
         self._upload = upload
         self._again = again
         self._replace = replace
+        self._tracing = tracing or Forwarding()
 
     async def lists(self, ingest: Ingest) -> None:
         """Write the member lists, before any of their members is told of."""
@@ -82,6 +87,10 @@ class Announcer:
 
     async def exposure(self, entry: Entry, lists: list[MemberList]) -> Announced:
         """Publish one exposure that was inspected, as a member of its associations; a bad one is told to them."""
+        with self._tracing.starting(INGEST, exposure=entry.id):
+            return await self._exposure(entry, lists)
+
+    async def _exposure(self, entry: Entry, lists: list[MemberList]) -> Announced:
         mine = tuple(members.association for members in lists if entry.id in members.members)
         known: dict[str, Any] = {}
         error = entry.error

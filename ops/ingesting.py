@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ import anyio.to_thread
 from ops.announce import Announced, Announcer
 from ops.connect import Connection, add_engine_arguments, connected, engine_settings, view_run
 from ops.ingest import Ingest, inspect, read_inputs
+from ops.trace_export import exported_tracing
 from ops.work import ingest_key
 from stages.product_names import base_name
 from stream.clock import SystemClock
@@ -30,6 +32,7 @@ from stream.failure import PermanentError, RetriableError
 from stream.router import Router
 from stream.store import ObjectStore
 from stream.store.obstore_store import open_store
+from stream.tracing import Tracing
 
 __all__ = ["add_arguments"]
 
@@ -54,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--watch", action="append", default=[], metavar="DIR|URL", help="go on with files as they arrive there"
     )
     parser.add_argument("--register", action="store_true", help="do not upload: workers read the files where they lie")
+    parser.add_argument("--again", action="store_true", help="announce also what was announced before")
     parser.add_argument("--replace", action="store_true", help="accept a file of a known name with other content")
     parser.add_argument("--json", action="store_true", help="print one JSON document a line, one an exposure")
     add_engine_arguments(parser)
@@ -69,7 +73,7 @@ def run_verb(options: argparse.Namespace) -> int:
 
 async def _run(options: argparse.Namespace) -> int:
     settings = engine_settings(options)
-    async with connected(settings) as connection:
+    async with exported_tracing(settings.run, f"ingest-{os.getpid()}") as tracing, connected(settings) as connection:
         view = await view_run(connection)
         partitions = {name: spec.partitions for name, spec in (await connection.broker.topics()).items()}
         router = Router(
@@ -81,7 +85,7 @@ async def _run(options: argparse.Namespace) -> int:
             partitions=partitions,
             spread=view.layout["spread"],
         )
-        session = _Session(options, connection, router)
+        session = _Session(options, connection, router, tracing)
         given = [text for text in options.inputs if "://" not in text]
         bad = await session.files([Path(text) for text in given] + options.association)
         for url in [text for text in options.inputs if "://" in text]:
@@ -105,7 +109,7 @@ class _Seen:
 
 
 class _Session:
-    def __init__(self, options: argparse.Namespace, connection: Connection, router: Router) -> None:
+    def __init__(self, options: argparse.Namespace, connection: Connection, router: Router, tracing: Tracing) -> None:
         self._options = options
         self._connection = connection
         self._upload = not options.register
@@ -115,7 +119,9 @@ class _Session:
             router=router,
             clock=SystemClock(),
             upload=self._upload,
+            again=options.again,
             replace=options.replace,
+            tracing=tracing,
         )
         self._incoming = connection.settings.work / "incoming"
 

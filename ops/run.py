@@ -31,6 +31,7 @@ from ops.projection import Projection
 from ops.run_failure import first_failure, stopped
 from ops.run_options import RunOptions, log_to_file
 from ops.table import Pipeline, build_pipeline
+from ops.trace_export import exported_tracing
 from ops.work import drop_payloads
 from stream.aggregator import Aggregator
 from stream.association import AssociationSettings
@@ -136,6 +137,7 @@ class EmbeddedRun:
                 run_topics(self.run, self._pipeline.segments, retry_tiers=len(RETRY_SECONDS))
             )
             self._runner = await stack.enter_async_context(self._make_runner())
+            self._tracing = await stack.enter_async_context(exported_tracing(self.run, f"run-{os.getpid()}"))
             self._engine = self._make_engine()
             await self._engine.check_environment()
             for entry in ingest.entries.values():
@@ -174,6 +176,7 @@ class EmbeddedRun:
             policy=RetryPolicy(tries_in_place=PATIENCE, retry_delays=RETRY_SECONDS),
             breaking=False,
             observe=self._observe,
+            tracing=self._tracing,
             clock=self._clock,
         )
 
@@ -216,6 +219,7 @@ class EmbeddedRun:
             upload=False,
             again=True,
             replace=self._options.replace,
+            tracing=self._tracing,
         )
         await announcer.lists(ingest)
         for entry in ingest.entries.values():

@@ -26,10 +26,11 @@ from stream.identity import canonical_json
 from stream.inbox import REVOKE_SECONDS, Inbox
 from stream.lease import Lease, OrphanedError
 from stream.member_list import load_close, put_close, read_member_list
-from stream.message import MemberMessage, MemberStatus, Message, MessageKind
+from stream.message import MemberMessage, MemberStatus, Message
 from stream.router import Router
 from stream.store import ObjectStore
 from stream.topology import changelog_topic_name, topic_name
+from stream.tracing import Forwarding, Resting, Tracing, carrying, current_traceparent, traced
 
 __all__ = ["Aggregator", "Solved", "Solver"]
 
@@ -86,6 +87,8 @@ class Aggregator:
         Where a partition without a commit starts (see `stream.inbox.Inbox`).
     revoke_seconds : float
         How long partitions that must go wait for what is in flight.
+    tracing : Tracing, optional
+        Traces of members; they are passed on without one.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Aggregator:
         observe: Observer = lambda _: None,
         start: str = "earliest",
         revoke_seconds: float = REVOKE_SECONDS,
+        tracing: Tracing | None = None,
     ) -> None:
         self._broker = broker
         self._store = store
@@ -110,8 +114,10 @@ class Aggregator:
         self._settings = settings
         self._clock = clock
         self._observe = observe
+        self._tracing = tracing or Forwarding()
         self._associations: dict[str, Association] = {}
         self._messages: dict[str, dict[str, MemberMessage]] = {}
+        self._traces: dict[str, dict[str, Resting]] = {}
         self._dispatched: dict[str, int] = {}
         self._at_once: set[tuple[str, str]] = set()
         self._unlogged: set[tuple[str, str]] = set()
@@ -125,7 +131,7 @@ class Aggregator:
             broker=broker,
             group=self._topic,
             topics=(self._topic,),
-            handler=self._member,
+            handler=traced(self._take, self._tracing, router.joint_stage),
             start=start,
             clock=clock,
             revoke_seconds=revoke_seconds,
@@ -173,9 +179,11 @@ class Aggregator:
             if member == DISPATCHED:
                 self._dispatched[association] = int(value["revision"])
                 continue
-            records.setdefault(association, []).append(MemberRecord.from_json(value["record"]))
+            restored = MemberRecord.from_json(value["record"])
+            records.setdefault(association, []).append(restored)
             message = MemberMessage.model_validate_json(json.dumps(value["message"]))
             self._messages.setdefault(association, {})[member] = message
+            self._traces.setdefault(association, {})[member] = Resting(value.get("traceparent"), restored.changed_at)
         for association, found in records.items():
             state = await self._state(association)
             state.restore(found)
@@ -189,7 +197,7 @@ class Aggregator:
         gone = {partition.partition for partition in partitions}
         for association in [known for known, number in self._partition.items() if number in gone]:
             del self._partition[association]
-            for kept in (self._associations, self._messages, self._dispatched):
+            for kept in (self._associations, self._messages, self._traces, self._dispatched):
                 kept.pop(association, None)
         for number in gone:
             self._backlog.pop(number, None)
@@ -226,6 +234,13 @@ class Aggregator:
         if last is not None and self._dispatched.get(association, 0) < last.revision:
             self._dispatch_soon(last)
 
+    async def _take(self, record: Record, lease: Lease) -> None:
+        began = self._clock.monotonic()
+        await self._member(record, lease)
+        self._observe(
+            {"event": "record_done", "segment": self._router.joint_stage, "seconds": self._clock.monotonic() - began}
+        )
+
     async def _member(self, record: Record, lease: Lease) -> None:
         try:
             message = MemberMessage.from_record(record)
@@ -244,12 +259,11 @@ class Aggregator:
         if entry in self._unlogged:  # also when an earlier try at this record got no further
             known = next(r for r in state.records() if r.member == message.member)
             self._messages.setdefault(message.association, {})[message.member] = message
+            trace = current_traceparent()
+            self._traces.setdefault(message.association, {})[message.member] = Resting(trace, known.changed_at)
             lease.check()
-            await self._log_change(
-                message.association,
-                message.member,
-                {"record": known.to_json(), "message": message.model_dump(mode="json")},
-            )
+            change = {"record": known.to_json(), "message": message.model_dump(mode="json"), "traceparent": trace}
+            await self._log_change(message.association, message.member, change)
             self._unlogged.discard(entry)
         await self._finalize_at_once(message)
         self._observe(
@@ -272,6 +286,7 @@ class Aggregator:
         LOG.error("member message refused: %s", error)
         failure = {"class": FailureClass.POISON.value, "type": type(error).__name__, "message": str(error)}
         await bury(self._broker, self._router.run, record, stage=self._router.joint_stage, failure=failure, attempts=1)
+        self._observe({"event": "dead_letter", "segment": self._router.joint_stage, "class": failure["class"]})
 
     async def _check(self, state: Association) -> None:
         close = state.due(self._clock.now(), backlog_read=self._backlog_read(state.id))
@@ -308,54 +323,57 @@ class Aggregator:
         done = (message.association, message.digest)
         if message.status in {MemberStatus.SKIPPED, MemberStatus.SATURATED} and done not in self._at_once:
             self._at_once.add(done)
-            await self._router.send(self._finalize(message, revision=None, solution=None))
-
-    def _finalize(self, message: MemberMessage, *, revision: int | None, solution: Solved | None) -> Message:
-        if message.branch is None or message.identity is None or message.manifest is None:
-            msg = f"member {message.member} of {message.association} has no result to finalize"
-            raise PermanentError(msg)
-        return Message(
-            kind=MessageKind.FINALIZE,
-            run=self._router.run,
-            exposure=message.member,
-            stage=self._router.finalizing_stage,
-            branch=message.branch,
-            identity=message.identity,
-            manifest=message.manifest,
-            facts=message.facts,
-            associations=(message.association,),
-            association=message.association,
-            revision=revision,
-            solution=solution.manifest if solution else None,
-        )
+            await self._router.send(self._router.finalization(message, revision=None, solution=None))
 
     async def _dispatch(self, close: Close) -> None:
         messages = self._messages.get(close.association, {})
         present = {m: messages[m] for m in close.used if m in messages}
-        solved = None
-        unsolved: str | None = None
-        if close.outcome is CloseOutcome.ALIGN:
-            try:
-                solved = await self._solver(close, present)
-            except Failure as error:
-                if error.failure_class is FailureClass.FATAL:
-                    raise
-                unsolved = str(error)
-                LOG.error("association %s cannot be solved: %s", close.association, error)  # noqa: TRY400
-        for message in present.values():
-            self._check_owned(close.association)
-            if message.status is not MemberStatus.OK:
-                await self._finalize_at_once(message)
-                continue
-            finalize = self._finalize(message, revision=close.revision, solution=solved)
-            if unsolved is None:
-                await self._router.send(finalize)
-            else:
-                await self._abandon(finalize, unsolved)
+        traces = self._traces.get(close.association, {})
+        with self._tracing.closing(
+            f"close {self._router.joint_stage}", [traces[member].traceparent for member in present],
+            association=close.association, revision=close.revision, reason=close.reason.value,
+            outcome=close.outcome.value, expected=len(close.members), used=len(present),
+        ):  # fmt: skip
+            solved, unsolved = await self._solve(close, present)
+            for message in present.values():
+                self._check_owned(close.association)
+                await self._send_on(close, message, traces[message.member], solved, unsolved)
         self._check_owned(close.association)
         await self._log_change(close.association, DISPATCHED, {"revision": close.revision})
         self._dispatched[close.association] = close.revision
         self._observe({"event": "dispatched", "association": close.association, "revision": close.revision})
+
+    async def _solve(self, close: Close, present: dict[str, MemberMessage]) -> tuple[Solved | None, str | None]:
+        """Solution of a close, and why there is none where there should be."""
+        if close.outcome is not CloseOutcome.ALIGN:
+            return None, None
+        try:
+            return await self._solver(close, present), None
+        except Failure as error:
+            if error.failure_class is FailureClass.FATAL:
+                raise
+            LOG.error("association %s cannot be solved: %s", close.association, error)  # noqa: TRY400
+            return None, str(error)
+
+    async def _send_on(
+        self, close: Close, message: MemberMessage, trace: Resting, solved: Solved | None, unsolved: str | None
+    ) -> None:
+        """Have a member finalized, in the exposure's own trace."""
+        if message.status is not MemberStatus.OK:
+            with carrying(trace.traceparent):
+                await self._finalize_at_once(message)
+            return
+        finalize = self._router.finalization(
+            message, revision=close.revision, solution=solved.manifest if solved else None
+        )
+        with self._tracing.resuming(
+            f"await {self._router.joint_stage}", trace,
+            association=close.association, revision=close.revision, exposure=message.member,
+        ):  # fmt: skip
+            if unsolved is None:
+                await self._router.send(finalize)
+            else:
+                await self._abandon(finalize, unsolved)
 
     async def _timer(self) -> None:
         while True:

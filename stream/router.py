@@ -1,4 +1,7 @@
-"""Publishes what comes next: the message to the next segment's inbox, or a member's status to the aggregator's."""
+"""Publishes what comes next: the message to the next segment's inbox, or a member's status to the aggregator's.
+
+Each goes on with the trace of what is handled meanwhile (see `stream.tracing`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Any
 
 from stream.broker.protocol import Broker, TopicSpec
 from stream.clock import Clock
-from stream.message import MemberMessage, MemberStatus, Message
+from stream.failure import PermanentError
+from stream.message import MemberMessage, MemberStatus, Message, MessageKind
 from stream.results import Manifest
 from stream.topology import (
     Segments,
@@ -18,6 +22,7 @@ from stream.topology import (
     retry_topic_name,
     topic_name,
 )
+from stream.tracing import current_traceparent
 
 __all__ = ["Router", "run_topics"]
 
@@ -36,9 +41,10 @@ def run_topics(
     """All topics of a run: an inbox for each segment, retries, the aggregators' changelogs, dead letters, events.
 
     Retry topics have an eighth of the partitions: little goes through them. Dead letters and changelogs are kept for
-    good, the rest for ``retention_ms``.
+    good, the rest for ``retention_ms``; no topic is bounded in size, for a burst would push out what nobody has read.
     """
-    kept = {} if retention_ms is None else {"retention.ms": str(retention_ms)}
+    sized = {} if retention_ms is None else {"retention.bytes": "-1"}
+    kept = {} if retention_ms is None else {"retention.ms": str(retention_ms), **sized}
     specs = [TopicSpec(topic_name(run, segment.name), partitions, config=kept) for segment in segments]
     specs += [
         TopicSpec(retry_topic_name(run, segment.name, tier), max(1, partitions // 8), config=kept)
@@ -49,7 +55,7 @@ def run_topics(
     specs += [
         TopicSpec(changelog_topic_name(run, row.name), 1, compacted=True) for row in segments.topology.rows if row.joint
     ]
-    forever = {} if retention_ms is None else {"retention.ms": "-1"}
+    forever = {} if retention_ms is None else {"retention.ms": "-1", **sized}
     specs.append(TopicSpec(product_event_topic_name(run), 1, config=kept))
     return [*specs, TopicSpec(dead_letter_topic_name(run), config=forever)]
 
@@ -102,7 +108,7 @@ class Router:
             topic,
             key=message.key,
             value=message.encode(),
-            headers=message.headers(topic, time=self._clock.now()),
+            headers=message.headers(topic, time=self._clock.now(), traceparent=current_traceparent()),
             partition=partition_for(
                 locality if isinstance(locality, int) else str(locality),
                 message.exposure,
@@ -114,9 +120,8 @@ class Router:
     async def send_member(self, message: MemberMessage) -> None:
         """Publish a member's status to the topic of the joint stage."""
         topic = topic_name(self.run, self.joint_stage)
-        await self._broker.publish(
-            topic, key=message.key, value=message.encode(), headers=message.headers(topic, time=self._clock.now())
-        )
+        headers = message.headers(topic, time=self._clock.now(), traceparent=current_traceparent())
+        await self._broker.publish(topic, key=message.key, value=message.encode(), headers=headers)
 
     @property
     def joint_stage(self) -> str:
@@ -149,6 +154,32 @@ class Router:
                 facts=dict(manifest.facts),
                 associations=associations,
             )
+        )
+
+    def finalization(self, member: MemberMessage, *, revision: int | None, solution: str | None) -> Message:
+        """Message that has a member finalized, at a revision of the close and with a joint solution if there is one.
+
+        Raises
+        ------
+        stream.failure.PermanentError
+            The member has no result.
+        """
+        if member.branch is None or member.identity is None or member.manifest is None:
+            msg = f"member {member.member} of {member.association} has no result to finalize"
+            raise PermanentError(msg)
+        return Message(
+            kind=MessageKind.FINALIZE,
+            run=self.run,
+            exposure=member.member,
+            stage=self.finalizing_stage,
+            branch=member.branch,
+            identity=member.identity,
+            manifest=member.manifest,
+            facts=member.facts,
+            associations=(member.association,),
+            association=member.association,
+            revision=revision,
+            solution=solution,
         )
 
     def _member(self, manifest: Manifest, association: str) -> MemberMessage:
