@@ -8,12 +8,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from stream.failure import Failure, FatalError
+from stream.failure import Failure, FatalError, RetriableError
 
 __all__ = ["main", "parse"]
 
 STOPPED = 1
-"""Exit status when the engine had to stop (disk full, no permission): the work so far is kept."""
+"""Exit status when the engine had to stop (disk full, no permission, no broker): the work so far is kept."""
 
 USAGE_ERROR = 2
 
@@ -75,10 +75,12 @@ def _add_simulate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 _VERBS = {
     "topics": ("ops.topics", "plan or create a run's topics, and define the run"),
     "worker": ("ops.serve", "serve segments of a run from the broker"),
+    "references": ("ops.references", "publish reference files in object storage, or show them"),
     "ingest": ("ops.ingesting", "put L1 files into the store and announce them to a run"),
     "status": ("ops.status", "how far a run is"),
     "products": ("ops.fetch_products", "copy finished products out of the store"),
     "replay": ("ops.replaying", "send exposures of one run through another"),
+    "resume": ("ops.resume", "let segments be served again that a breaker stopped"),
     "dlq": ("ops.dead_letters", "list, show or redrive dead letters"),
 }
 """Verbs of the distributed engine: a module with ``add_arguments`` each."""
@@ -108,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         status: int = options.handle(options)
-    except FatalError as error:
+    except (FatalError, RetriableError) as error:
         print(f"rampstream: {error}", file=sys.stderr)
         return STOPPED
     except Failure as error:

@@ -88,7 +88,8 @@ def open_broker(settings: RunSettings) -> Any:
         from stream.broker.kafka import KafkaBroker
         from stream.broker.kafka_settings import KafkaTimings
 
-        return KafkaBroker.from_url(location, timings=KafkaTimings(session_seconds=settings.session_seconds))
+        timings = KafkaTimings(session_seconds=settings.session_seconds)
+        return KafkaBroker.from_url(location, timings=timings, replication=settings.replication)
     if location.startswith("embedded:"):
         from stream.broker.embedded import EmbeddedBroker
 

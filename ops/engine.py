@@ -14,6 +14,7 @@ import anyio
 from ops.joint import JointSolver
 from ops.pipeline_jobs import PATIENCE, JobLimits, PipelineJobs
 from ops.product_sets import ProductSets, Visible
+from ops.run_inputs import RunInputs
 from ops.settings import RunSettings
 from ops.table import Pipeline
 from ops.work import PipelineWork
@@ -28,9 +29,11 @@ from stream.results import Manifest, Results, file_digest
 from stream.retry import Breaker, RetryPolicy
 from stream.router import Router
 from stream.run_records import Attempts, RunRecords
+from stream.stopped_segments import StoppedSegments
 from stream.store import ObjectStore
 from stream.store.cache import ObjectCache
 from stream.topology import Segment
+from stream.tracing import Forwarding, Tracing
 from stream.worker import SegmentWorker
 
 __all__ = ["Engine", "Folders", "job_environment", "job_limits", "status_of"]
@@ -51,7 +54,7 @@ class Folders:
 
     @property
     def references(self) -> Path:
-        """Digests of reference files."""
+        """Digests of reference files, fetched ones, and arrays unpacked from them."""
         return self.root / "cache" / "references"
 
     @property
@@ -69,16 +72,14 @@ def status_of(manifest: Manifest) -> MemberStatus:
     return MemberStatus.OK if manifest.object("tie_points") is not None else MemberStatus.SKIPPED
 
 
-def job_environment(definition: Mapping[str, Any], folders: Folders) -> dict[str, Any]:
+def job_environment(definition: Mapping[str, Any], inputs: RunInputs) -> dict[str, Any]:
     """What job processes need to know of a run (see `ops.job.Workbench`)."""
     return {
         "entries": {row["name"]: row["entry"] for row in definition["topology"]},
         "parameters": definition["parameters"],
-        "references": definition["references"],
         "pins": definition["pins"],
-        "gaia": definition["gaia"],
         "salt": definition.get("salt"),
-        "cache": str(folders.references),
+        **inputs.environment,
     }
 
 
@@ -125,6 +126,10 @@ class Engine:
         Whether a stage that fails too much is stopped.
     shared : bool
         Whether all segments share the slots (else each has its own tokens, and jobs wait for one another).
+    tracing : Tracing
+        Traces of messages.
+    inputs : RunInputs, optional
+        References and star table; local ones by default.
     """
 
     broker: Broker
@@ -145,11 +150,15 @@ class Engine:
     start: str = "earliest"
     revoke_seconds: float = REVOKE_SECONDS
     observe: Observer = lambda _: None
+    tracing: Tracing = field(default_factory=Forwarding)
     clock: Clock = field(default_factory=SystemClock)
+    inputs: RunInputs | None = None
 
     def __post_init__(self) -> None:
+        self.observe = self.tracing.observing(self.observe)
         self.results = Results(self.store, on_difference=self._differs)
         self.records = RunRecords(self.store, self.run)
+        self.stopped = StoppedSegments(self.store, self.run, self.clock)
         self.attempts = Attempts(self.store, run=self.run, worker=self.worker, clock=self.clock)
         self.router = Router(
             broker=self.broker,
@@ -163,11 +172,14 @@ class Engine:
         self.products = ProductSets(
             store=self.store, results=self.results, run=self.run, visible=self.visible, observe=self.observe
         )
+        inputs = self.inputs or RunInputs(self.definition, self.folders.references)
         self.jobs = PipelineJobs(
             runner=self.runner,
-            environment=job_environment(self.definition, self.folders),
+            environment=job_environment(self.definition, inputs),
+            inputs=inputs,
             limits=job_limits(self.settings),
             observe=self.observe,
+            tracing=self.tracing,
         )
         self.cache = ObjectCache(
             self.store,
@@ -191,10 +203,13 @@ class Engine:
         # One message more than there are slots: its payload is fetched while a job runs.
         self.tokens = anyio.CapacityLimiter(self.settings.slots + 1)
 
-    async def check_environment(self) -> None:
-        """Have a job process make every stage and open the star table: what is wrong is told before any work."""
+    async def check_environment(self, *, stars: bool = True) -> None:
+        """Have a job process make every stage and open the star table: what is wrong is told before any work.
+
+        Without ``stars`` a table in object storage is not fetched for it.
+        """
         stages = list(self.pipeline.segments.topology.stages)
-        await self.jobs.run_patiently("check", {"stages": stages}, label="check")
+        await self.jobs.run_patiently("check", {"stages": stages}, label="check", stars=stars)
 
     def aggregator(self) -> Aggregator:
         """The aggregator of the joint stage."""
@@ -202,13 +217,16 @@ class Engine:
             broker=self.broker,
             store=self.store,
             router=self.router,
-            solver=JointSolver(jobs=self.jobs, store=self.store, results=self.results, cache=self.cache).solve,
+            solver=JointSolver(
+                jobs=self.jobs, store=self.store, results=self.results, cache=self.cache, observe=self.observe
+            ).solve,
             abandon=self.work.abandon,
             settings=self.associations,
             clock=self.clock,
             observe=self.observe,
             start=self.start,
             revoke_seconds=self.revoke_seconds,
+            tracing=self.tracing,
         )
 
     def segment_worker(self, segment: Segment) -> SegmentWorker:
@@ -222,11 +240,13 @@ class Engine:
             capacity=self.tokens if self.shared else anyio.CapacityLimiter(self.settings.slots),
             policy=self.policy,
             breaker=Breaker(enabled=self.breaking),
+            stopped=self.stopped,
             clock=self.clock,
             rng=random.Random(),  # noqa: S311 - jitter
             observe=self.observe,
             start=self.start,
             revoke_seconds=self.revoke_seconds,
+            tracing=self.tracing,
         )
 
     def _differs(self, winner: Manifest, loser: Manifest) -> None:

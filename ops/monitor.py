@@ -111,7 +111,6 @@ class Monitor:
                 await self._look()
                 trouble = self.live()
                 if trouble is not None:
-                    self._metrics.observe({"event": "watchdog", "reason": trouble})
                     self._watchdog.trip(trouble)
                 await anyio.sleep(LOOK_SECONDS)
 

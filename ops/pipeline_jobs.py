@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ops.run_inputs import RunInputs
 from stream.failure import FailureClass
 from stream.jobs import Job, JobProgress, JobRunner
 from stream.message import Message
+from stream.tracing import Forwarding, Tracing
 from stream.worker import WorkFailedError
 
 __all__ = ["JobLimits", "Observer", "PipelineJobs"]
@@ -42,6 +44,10 @@ class PipelineJobs:
         Of each job.
     observe : callable
         Told about progress.
+    tracing : Tracing, optional
+        Told about progress too.
+    inputs : RunInputs, optional
+        Lends the files that jobs open where they lie in object storage.
     """
 
     def __init__(
@@ -51,14 +57,36 @@ class PipelineJobs:
         environment: Mapping[str, Any],
         limits: JobLimits,
         observe: Observer = lambda _: None,
+        tracing: Tracing | None = None,
+        inputs: RunInputs | None = None,
     ) -> None:
         self._runner = runner
         self._environment = dict(environment)
         self._limits = limits
         self._observe = observe
+        self._tracing = tracing or Forwarding()
+        self._inputs = inputs
 
-    async def run(self, entry: str, arguments: dict[str, Any], *, label: str, bigger_slot: bool = False) -> Any:
-        """Run one entry of `ops.job`; returns what it returns, or raises `WorkFailedError`."""
+    async def run(
+        self,
+        entry: str,
+        arguments: dict[str, Any],
+        *,
+        label: str,
+        bigger_slot: bool = False,
+        references: Sequence[str] = (),
+        stars: bool = False,
+    ) -> Any:
+        """Run one entry of `ops.job`; returns what it returns, or raises `WorkFailedError`.
+
+        ``references`` and ``stars`` say which references it opens, and whether it reads the star table.
+        """
+        if self._inputs is None:
+            return await self._run(entry, arguments, label=label, bigger_slot=bigger_slot)
+        async with self._inputs.lease(references, stars=stars) as lent:
+            return await self._run(entry, {**arguments, **lent}, label=label, bigger_slot=bigger_slot)
+
+    async def _run(self, entry: str, arguments: dict[str, Any], *, label: str, bigger_slot: bool) -> Any:
         factor = 2 if bigger_slot else 1
         job = Job(
             entry=f"ops.job:{entry}",
@@ -69,34 +97,37 @@ class PipelineJobs:
             label=label,
         )
 
-        def progress(report: JobProgress) -> None:
-            self._observe({"exposure": label, **report.report})
+        with self._tracing.job() as trace:
 
-        outcome = await self._runner.run(job, progress=progress)
-        if outcome.failure is not None:
-            self._observe(
-                {"event": "job_failed", "exposure": label, "entry": entry, "seconds": outcome.wall_seconds,
-                 "death": "oom" if outcome.failure.get("oom") else outcome.failure.get("signal")}
-            )  # fmt: skip
-            raise WorkFailedError(outcome)
+            def progress(report: JobProgress) -> None:
+                self._observe({"exposure": label, **report.report})
+                trace(report.report)
+
+            outcome = await self._runner.run(job, progress=progress)
+            if outcome.failure is not None:
+                self._observe(
+                    {"event": "job_failed", "exposure": label, "entry": entry, "seconds": outcome.wall_seconds,
+                     "death": "oom" if outcome.failure.get("oom") else outcome.failure.get("signal")}
+                )  # fmt: skip
+                raise WorkFailedError(outcome)
         self._observe(
             {"event": "job_done", "exposure": label, "entry": entry, "seconds": outcome.wall_seconds,
              "cpu_seconds": outcome.cpu_seconds, "peak_rss_bytes": outcome.peak_rss_bytes}
         )  # fmt: skip
         return outcome.result
 
-    async def run_patiently(self, entry: str, arguments: dict[str, Any], *, label: str) -> Any:
+    async def run_patiently(self, entry: str, arguments: dict[str, Any], *, label: str, stars: bool = False) -> Any:
         """As `run`, but tried again when the job's process was killed or something outside failed.
 
         For jobs that no message stands behind, whose attempts a worker would count.
         """
         for _ in range(PATIENCE - 1):
             try:
-                return await self.run(entry, arguments, label=label)
+                return await self.run(entry, arguments, label=label, stars=stars)
             except WorkFailedError as error:
                 if error.failure_class is not FailureClass.RETRIABLE:
                     raise
-        return await self.run(entry, arguments, label=label)
+        return await self.run(entry, arguments, label=label, stars=stars)
 
     async def recipes(self, stages: tuple[str, ...], message: Message) -> Any:
         """Recipes of stages for a message's exposure (see `ops.job.recipes`)."""

@@ -21,27 +21,34 @@ import anyio
 import anyio.to_thread
 
 from ops.connect import add_engine_arguments, connected, engine_settings, view_run
+from ops.endings import BREAKER, FAILED, STOPPED, Endings
 from ops.engine import Engine, Folders
 from ops.health import HealthServer, parse_address
 from ops.monitor import Monitor
 from ops.run_failure import stopped
+from ops.run_inputs import RunInputs
 from ops.run_options import log_to_file
 from ops.settings import RunSettings
 from ops.topics import group_topics
+from ops.trace_export import exported_tracing
 from stream.aggregator import Aggregator
 from stream.association import AssociationSettings, OnMissing
-from stream.failure import PermanentError
+from stream.failure import FatalError, PermanentError, RetriableError
 from stream.inbox import Inbox
 from stream.metrics import Metrics
 from stream.process_runner import ProcessJobRunner
 from stream.retry import RetryPolicy
+from stream.stopped_segments import StoppedSegments
 from stream.topology import Segments, topic_name
-from stream.watchdog import Watchdog
+from stream.watchdog import EXIT_STATUS, Watchdog
 from stream.worker import SegmentWorker
 
 __all__ = ["Server", "add_arguments"]
 
 LOG = logging.getLogger(__name__)
+
+STOPS_SECONDS = 15.0
+"""Between looks at what other workers' breakers stopped: one listing, and a job takes as long."""
 
 STALE_SECONDS = 86_400.0
 """Age of half-written files of killed workers that may be swept: no job takes a day."""
@@ -85,7 +92,10 @@ class Server:
         self._names = None if segments is None else [name.strip() for name in segments.split(",") if name.strip()]
         self._inboxes: dict[str, Inbox] = {}
         self._metrics = Metrics()
+        self._endings = Endings(settings.work / "logs" / "endings.log")
+        self._ending: tuple[str, list[str]] = (FAILED, [])
         self._monitor: Monitor | None = None
+        self._quiet_at_once = False
 
     async def serve(self) -> int:
         """Work until told to stop; returns the exit status.
@@ -95,23 +105,36 @@ class Server:
         stream.failure.FatalError
             The engine cannot go on: credentials, a full disk, an open breaker, no broker.
         """
+        signal.signal(signal.SIGUSR1, self._told_early)
+        for event in self._endings.begin():
+            self._observe(event)
         try:
-            return await self._serve()
+            await self._serve()
+            self._ending = (STOPPED, [])
         except BaseExceptionGroup as group:
             raise stopped(group, self._settings.work) from group
+        finally:
+            self._endings.note(*self._ending)
+        return 0
 
-    async def _serve(self) -> int:
+    async def _serve(self) -> None:
         folders = Folders(self._settings.work.absolute())
         async with AsyncExitStack() as stack:
             # Job processes are forked from a server that is started before this process has threads to lose.
             runner = await stack.enter_async_context(
                 ProcessJobRunner(
-                    slots=self._settings.slots, preload=("ops.preload:warm",), log_dir=folders.root / "logs" / "jobs"
+                    slots=self._settings.slots,
+                    preload=("ops.preload:warm",),
+                    log_dir=folders.root / "logs" / "jobs",
+                    observe=self._observe,
                 )
             )
+            tracing = await stack.enter_async_context(exported_tracing(self._settings.run, worker_name()))
             connection = await stack.enter_async_context(connected(self._settings, observe=self._observe))
             view = await view_run(connection, self._preset)
             await anyio.to_thread.run_sync(connection.store.sweep_staging, STALE_SECONDS)
+            inputs = await RunInputs.opened(view.definition, folders.references, view.settings, self._observe)
+            await anyio.to_thread.run_sync(inputs.sweep)
             topics = await connection.broker.topics()
             engine = Engine(
                 broker=connection.broker,
@@ -130,14 +153,28 @@ class Server:
                 start="none",
                 shared=True,
                 observe=self._observe,
+                tracing=tracing,
+                inputs=inputs,
             )
             await anyio.to_thread.run_sync(engine.cache.sweep)
-            await engine.check_environment()
+            segments = engine.pipeline.segments
+            await engine.stopped.check(self._chosen(segments))
+            aligns = any(segments.topology.row(name).joint for name in self._chosen(segments))
+            await engine.check_environment(stars=aligns)
             await self._work(engine)
-        return 0
+
+    def _told_early(self, *_: Any) -> None:
+        """Be quiet from the start: it was asked for before there was anything to be quiet about."""
+        self._quiet_at_once = True
 
     def _observe(self, event: dict[str, Any]) -> None:
         self._metrics.observe(event)
+        if event["event"] == "breaker":
+            self._ending = (BREAKER, [event["segment"]])
+
+    def _bitten(self, reason: str) -> None:
+        self._endings.note(reason)
+        os._exit(EXIT_STATUS)
 
     def _chosen(self, segments: Segments) -> list[str]:
         known = [segment.name for segment in segments]
@@ -159,7 +196,8 @@ class Server:
         }
         self._inboxes = {name: part.inbox for name, part in served.items()}
         groups = group_topics(engine.run, segments, len(engine.settings.retry_seconds))
-        watchdog = Watchdog(dump=engine.folders.root / "logs" / "stacks.log")
+        self._metrics.prepare({name: segments.named(name).stages for name in chosen})
+        watchdog = Watchdog(dump=engine.folders.root / "logs" / "stacks.log", on_trip=self._bitten)
         self._monitor = monitor = Monitor(
             broker=engine.broker,
             inboxes=self._inboxes,
@@ -176,6 +214,7 @@ class Server:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(monitor.run)
+                tasks.start_soon(self._watch_stops, engine.stopped, chosen)
                 port = await tasks.start(health.serve, host, port)
                 for part in served.values():
                     await tasks.start(part.run)
@@ -189,16 +228,33 @@ class Server:
         finally:
             watchdog.stop()
 
+    async def _watch_stops(self, stopped: StoppedSegments, segments: list[str]) -> None:
+        """End this worker when the breaker of another one stops a segment that it serves."""
+        while True:
+            await anyio.sleep(STOPS_SECONDS)
+            try:
+                await stopped.check(segments)
+            except RetriableError as error:
+                LOG.warning("the store does not tell whether a segment is stopped: %s", error)
+            except FatalError:
+                self._ending = (BREAKER, [])
+                raise
+
     async def _until_told(self, monitor: Monitor) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+            if self._quiet_at_once:
+                self._be_quiet(monitor)
             async for told in signals:
                 LOG.info("%s: taking nothing more", told.name)
-                monitor.stopping = True
-                for inbox in self._inboxes.values():
-                    inbox.quiet()
+                self._be_quiet(monitor)
                 if told is not signal.SIGUSR1:
                     break
         await drain(list(self._inboxes.values()), self._settings.drain_seconds)
+
+    def _be_quiet(self, monitor: Monitor) -> None:
+        monitor.stopping = True
+        for inbox in self._inboxes.values():
+            inbox.quiet()
 
 
 async def drain(inboxes: Sequence[Inbox], seconds: float) -> bool:

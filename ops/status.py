@@ -17,7 +17,9 @@ from ops.connect import Connection, add_engine_arguments, connected, engine_sett
 from ops.dead_letters import dead_letters
 from ops.product_sets import ProductSets
 from ops.topics import group_topics
+from stream.clock import SystemClock
 from stream.member_list import load_close, read_member_list
+from stream.stopped_segments import StoppedSegments
 
 POLL_SECONDS = 1.0
 
@@ -73,6 +75,9 @@ async def report(connection: Connection) -> dict[str, Any]:
                 "partitions": topics[names[0]].partitions,
             }
         )
+    stopped = await StoppedSegments(connection.store, run, SystemClock()).all()
+    for row in segments:
+        row["stopped"] = stopped.get(str(row["segment"]), {}).get("reason")
     buried = [letter for letter in await dead_letters(connection) if not letter["redriven"]]
     associations = [await _association(connection, association) for association in await association_ids(connection)]
     return {
@@ -131,12 +136,13 @@ async def _unseen(_: Any) -> None:
 
 def _show(found: dict[str, Any]) -> None:
     table = Table(title=f"run {found['run']}, preset {found['preset']}")
-    for column in ("segment", "stages", "partitions", "lag", "retrying"):
-        table.add_column(column, justify="left" if column in {"segment", "stages"} else "right")
+    for column in ("segment", "stages", "partitions", "lag", "retrying", "stopped"):
+        table.add_column(column, justify="left" if column in {"segment", "stages", "stopped"} else "right")
     for row in found["segments"]:
         stages = row["stages"]
         shown = stages[0] if len(stages) == 1 else f"{stages[0]} … {stages[-1]}"
-        table.add_row(row["segment"], shown, str(row["partitions"]), str(row["lag"]), str(row["retrying"]))
+        numbers = [str(row[name]) for name in ("partitions", "lag", "retrying")]
+        table.add_row(row["segment"], shown, *numbers, row["stopped"] or "")
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     associations, exposures = found["associations"], found["exposures"]

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,12 @@ def _run(message: dict[str, Any], slot: Slot, channel: socket.socket) -> bytes:
         json.dumps(result, allow_nan=False)
     except BaseException as error:  # noqa: BLE001 - the job boundary: everything becomes a typed failure
         answer = {"failure": failure_document(error)}
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
     answer["cpu_seconds"] = _cpu_seconds() - cpu
     memory = process_memory(os.getpid())
     answer["peak_rss_bytes"] = 0 if memory is None else memory.peak_rss
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     with sending:
         return encode_frame(answer)
 
@@ -135,10 +136,19 @@ def _receive_exactly(channel: socket.socket, size: int) -> bytes | None:
     return bytes(parts)
 
 
+def _flush() -> None:
+    """Write out what was printed. On a full disk it is lost, but not the process and the answer that tells of it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+
+
 def _redirect_output(log: str) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    _flush()
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        file = os.open(os.devnull, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)

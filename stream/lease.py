@@ -21,10 +21,13 @@ class Lease:
     ----------
     held : callable
         Whether it is held now.
+    starts : callable
+        Whether work may begin under it: not any more once the partition is about to go.
     """
 
-    def __init__(self, held: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, held: Callable[[], bool] = lambda: True, starts: Callable[[], bool] = lambda: True) -> None:
         self._held = held
+        self._starts = starts
 
     @property
     def held(self) -> bool:
@@ -34,4 +37,9 @@ class Lease:
     def check(self) -> None:
         """Raise OrphanedError when it is lost."""
         if not self._held():
+            raise OrphanedError
+
+    def check_start(self) -> None:
+        """Raise OrphanedError when it is lost, or about to be: what has not begun is for the next owner."""
+        if not (self._starts() and self._held()):
             raise OrphanedError

@@ -66,6 +66,8 @@ class ProcessJobRunner:
         The newest logs that are kept.
     count_oom_kills : callable
         How often the kernel has killed for memory so far.
+    observe : callable
+        Told of each job process that is not used again, and why.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class ProcessJobRunner:
         memory_bytes: int | None = None,
         keep_logs: int = 1000,
         count_oom_kills: Callable[[], int] = oom_kills,
+        observe: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         if slots < 1 or recycle_after < 1:
             msg = f"slots and recycle_after are at least 1, got {slots} and {recycle_after}"
@@ -87,6 +90,7 @@ class ProcessJobRunner:
         self._memory_bytes = memory_bytes
         self._keep_logs = keep_logs
         self._count_oom_kills = count_oom_kills
+        self._observe = observe
         self._free = anyio.Semaphore(slots)
         self._idle: list[_JobProcess] = []
         self._server = ForkServer(preload=preload, log=self._log_dir / "server.log")
@@ -122,21 +126,24 @@ class ProcessJobRunner:
         """
         async with self._free:
             process = self._take_idle() or _JobProcess(await self._server.spawn(self._tasks))
-            reusable = False
+            reusable, why = False, "cancelled"
             log = self._new_log(job)
             started = time.monotonic()
             try:
                 ending = await self._supervise(process, job, log, progress)
                 reusable = ending.failure is None and process.jobs < self._recycle_after
+                why = "recycled" if ending.failure is None else ending.why
                 if not reusable:
                     await self._destroy(process)
                 return self._outcome(process, ending, log, time.monotonic() - started)
             finally:
                 if reusable:
                     self._idle.append(process)
-                elif not process.closed:
-                    with anyio.CancelScope(shield=True):
-                        await self._destroy(process)
+                else:
+                    self._observe({"event": "job_process_ended", "reason": why})
+                    if not process.closed:
+                        with anyio.CancelScope(shield=True):
+                            await self._destroy(process)
 
     def _take_idle(self) -> _JobProcess | None:
         while self._idle:
@@ -144,6 +151,7 @@ class ProcessJobRunner:
             if not process.child.exited.is_set():
                 return process
             process.close()
+            self._observe({"event": "job_process_ended", "reason": "died"})
         return None
 
     async def _supervise(self, process: _JobProcess, job: Job, log: Path, progress: Progress | None) -> _Ending:
@@ -169,15 +177,15 @@ class ProcessJobRunner:
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + _LOOK_SECONDS
                 if limit is not None and process.look() > limit:
-                    return _Ending(None, _too_large(process.private, limit))
+                    return _Ending(None, _too_large(process.private, limit), "memory")
                 if time.monotonic() > deadline:
                     self._server.signal(process.child, signal.SIGUSR1)
                     await anyio.sleep(_STACKS_SECONDS)
-                    return _Ending(None, _too_long(job.wall_seconds))
+                    return _Ending(None, _too_long(job.wall_seconds), "wall_time")
         await self._destroy(process)
         near = limit is not None and process.peak_private > _NEAR_LIMIT * limit
         oom = process.child.signal_name == "SIGKILL" and (near or self._count_oom_kills() > kills_before)
-        return _Ending(None, _died(process, oom=oom))
+        return _Ending(None, _died(process, oom=oom), "oom" if oom else "died")
 
     async def _destroy(self, process: _JobProcess) -> None:
         self._server.signal(process.child, signal.SIGKILL)
@@ -217,9 +225,10 @@ class ProcessJobRunner:
 
 
 class _Ending:
-    def __init__(self, result: Any, failure: dict[str, Any] | None) -> None:
+    def __init__(self, result: Any, failure: dict[str, Any] | None, why: str = "failed") -> None:
         self.result = result
         self.failure = failure
+        self.why = why
 
 
 class _JobProcess:

@@ -184,21 +184,36 @@ class Attempts:
         self._worker = worker
         self._clock = clock
 
-    async def start(self, exposure: str, stage: str, *, bigger_slot: bool = False) -> AttemptRecord:
-        """Write an open attempt with the next number."""
-        taken = await self.earlier(exposure, stage)
-        number = 1 + max((record.attempt.number for record in taken), default=0)
+    async def first(self, exposure: str, stage: str) -> AttemptRecord | None:
+        """Write the first attempt, open; None, and nothing written, when there was one before.
+
+        Most messages are tried once: that their first attempt can be created says that there was none, in one request
+        instead of two.
+        """
+        return await self._create(exposure, stage, 1, bigger_slot=False)
+
+    async def start(
+        self, exposure: str, stage: str, *, bigger_slot: bool = False, after: int | None = None
+    ) -> AttemptRecord:
+        """Write an open attempt with the next number; the caller may know of one ``after`` which it comes."""
+        if after is None:
+            taken = await self.earlier(exposure, stage)
+            after = max((record.attempt.number for record in taken), default=0)
         while True:
-            record = AttemptRecord(
-                key=f"{self._prefix(exposure, stage)}{number:06d}",
-                id=f"{number}-{uuid.uuid4().hex[:12]}",
-                attempt=Attempt(number, bigger_slot=bigger_slot),
-                worker=self._worker,
-                started=self._clock.now(),
-            )
-            if await self._store.put_if_absent(record.key, _encoded(record)):
+            after += 1
+            record = await self._create(exposure, stage, after, bigger_slot=bigger_slot)
+            if record is not None:
                 return record
-            number += 1
+
+    async def _create(self, exposure: str, stage: str, number: int, *, bigger_slot: bool) -> AttemptRecord | None:
+        record = AttemptRecord(
+            key=f"{self._prefix(exposure, stage)}{number:06d}",
+            id=f"{number}-{uuid.uuid4().hex[:12]}",
+            attempt=Attempt(number, bigger_slot=bigger_slot),
+            worker=self._worker,
+            started=self._clock.now(),
+        )
+        return record if await self._store.put_if_absent(record.key, _encoded(record)) else None
 
     async def end(
         self, record: AttemptRecord, outcome: Outcome, failure: Mapping[str, Any] | None = None

@@ -84,6 +84,7 @@ class OffsetTracker:
         self.epoch = epoch
         self._next = start
         self._open: set[int] = set()
+        self._given_up: set[int] = set()
         self._heap: list[int] = []
         self._finished = {offset for offset in finished if offset >= start}
         self._committed = Commit(start, "")
@@ -115,8 +116,8 @@ class OffsetTracker:
 
     @property
     def in_flight(self) -> int:
-        """Records started and not finished."""
-        return len(self._open)
+        """Records started, not finished, and not given up."""
+        return len(self._open) - len(self._given_up)
 
     @property
     def position(self) -> int:
@@ -166,8 +167,14 @@ class OffsetTracker:
                 raise ValueError(msg)
             return False
         self._open.remove(offset)
+        self._given_up.discard(offset)
         self._finished.add(offset)
         return True
+
+    def give_up(self, offset: int) -> None:
+        """Take note that nobody works on a started record here any more: unfinished, it still holds the prefix back."""
+        if offset in self._open:
+            self._given_up.add(offset)
 
     def close(self) -> None:
         """End the epoch: nothing more starts, finishes or is committed through this tracker."""

@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -28,7 +29,10 @@ from stream.results import Manifest
 from stream.retry import Action, Attempt, Breaker, Outcome, RetryPolicy
 from stream.router import Router
 from stream.run_records import AttemptRecord, Attempts
+from stream.stopped_segments import StoppedSegments
+from stream.together import together
 from stream.topology import Segment, retry_topic_name, topic_name
+from stream.tracing import Forwarding, Tracing, traced
 
 __all__ = ["SegmentWork", "SegmentWorker", "WorkFailedError"]
 
@@ -91,6 +95,10 @@ class SegmentWorker:
         Where a partition without a commit starts (see `stream.inbox.Inbox`).
     revoke_seconds : float
         How long partitions that must go wait for what is in flight.
+    tracing : Tracing, optional
+        Traces of messages; they are passed on without one.
+    stopped : StoppedSegments, optional
+        Told when the breaker opens, so that no other worker goes on.
     """
 
     def __init__(
@@ -109,6 +117,8 @@ class SegmentWorker:
         observe: Observer = lambda _: None,
         start: str = "earliest",
         revoke_seconds: float = REVOKE_SECONDS,
+        tracing: Tracing | None = None,
+        stopped: StoppedSegments | None = None,
     ) -> None:
         self._broker = broker
         self._attempts_kept = attempts
@@ -117,6 +127,7 @@ class SegmentWorker:
         self._work = work
         self._policy = policy
         self._breaker = breaker
+        self._stopped = stopped
         self._clock = clock
         self._rng = rng
         self._observe = observe
@@ -127,7 +138,7 @@ class SegmentWorker:
             broker=broker,
             group=topic,
             topics=(topic, *retries),
-            handler=self._handle,
+            handler=traced(self._handle, tracing or Forwarding(), segment.name),
             capacity=capacity,
             start=start,
             clock=clock,
@@ -172,14 +183,21 @@ class SegmentWorker:
     async def _attempts(self, record: Record, message: Message, lease: Lease) -> None:
         attempts = self._attempts_kept
         lease.check()
-        earlier = [known.attempt for known in await attempts.earlier(message.exposure, message.stage)]
-        refused = self._policy.admit(earlier)
-        if refused is not None:
-            await self._give_up(record, message, PermanentError(refused.reason), earlier, lease)
-            return
+        lease.check_start()
+        earlier: list[Attempt] = []
+        attempt = await attempts.first(message.exposure, message.stage)
+        if attempt is None:
+            earlier = [known.attempt for known in await attempts.earlier(message.exposure, message.stage)]
+            refused = self._policy.admit(earlier)
+            if refused is not None:
+                await self._give_up(record, message, PermanentError(refused.reason), earlier, lease)
+                return
         while True:
             bigger = self._policy.needs_bigger_slot(earlier)
-            attempt = await attempts.start(message.exposure, message.stage, bigger_slot=bigger)
+            if attempt is None:
+                lease.check_start()
+                number = max((known.number for known in earlier), default=0)
+                attempt = await attempts.start(message.exposure, message.stage, bigger_slot=bigger, after=number)
             try:
                 async with self._released_on_stop(attempt):
                     manifest = await self._work.process(message, self._segment, attempt=attempt.id, bigger_slot=bigger)
@@ -189,10 +207,13 @@ class SegmentWorker:
                 lease.check()
                 if not await self._failed(record, message, error, earlier, lease):
                     return
+                attempt = None
             else:
-                await attempts.end(attempt, Outcome.DONE)
                 self._breaker.record(None, observation=_observation(message))
-                await self._emit(message, manifest, lease)
+                # Neither needs the other, and the commit waits for both.
+                await together(
+                    [partial(attempts.end, attempt, Outcome.DONE), partial(self._emit, message, manifest, lease)]
+                )
                 return
 
     @asynccontextmanager
@@ -211,6 +232,8 @@ class SegmentWorker:
         """Do what the policy says; True to try again now."""
         if self._breaker.record(error.failure_class, observation=_observation(message)):
             self._observe({"event": "breaker", "segment": self._segment.name, "reason": self._breaker.reason})
+            if self._stopped is not None:
+                await self._stopped.stop(self._segment.name, str(self._breaker.reason))
             raise FatalError(f"stage {self._segment.name} is stopped: {self._breaker.reason}; last: {error}") from error
         decision = self._policy.decide(attempts, now=self._clock.now(), rng=self._rng)
         LOG.warning("%s at %s: %s; %s", message.exposure, self._segment.name, error, decision.reason)

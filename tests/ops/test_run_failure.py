@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import ops.product_sets
+import ops.projection
 from ops.run_failure import first_failure, stopped
 from stream.failure import FatalError, PermanentError
 from stream.jobs import JobOutcome
@@ -43,5 +43,5 @@ def test_products_are_copied_between_file_systems(tmp_path: Path, monkeypatch: p
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr("os.copy_file_range", other_device)
-    ops.product_sets._copy(tmp_path / "source", tmp_path / "target")
+    ops.projection._copy(tmp_path / "source", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == (tmp_path / "source").read_bytes()

@@ -319,6 +319,23 @@ class TestAttempts:
         assert (await attempts.start("e10", "flat_field")).attempt.number == 1
 
     @pytest.mark.anyio
+    async def test_a_first_attempt_is_written_only_when_there_was_none(self, attempts: Attempts) -> None:
+        record = await attempts.first("e1", "flat_field")
+        assert record is not None
+        assert (record.attempt.number, record.attempt.outcome) == (1, Outcome.OPEN)
+        assert await attempts.first("e1", "flat_field") is None
+        assert await attempts.earlier("e1", "flat_field") == [record]
+
+    @pytest.mark.anyio
+    async def test_an_attempt_after_a_known_one_takes_no_number_that_another_took_meanwhile(
+        self, attempts: Attempts
+    ) -> None:
+        for _ in range(3):
+            await attempts.start("e1", "flat_field")
+        assert (await attempts.start("e1", "flat_field", after=1)).attempt.number == 4
+        assert len(await attempts.earlier("e1", "flat_field")) == 4
+
+    @pytest.mark.anyio
     async def test_racing_workers_never_share_an_attempt(self, store: ObjectStore, attempts: Attempts) -> None:
         numbers: list[int] = []
 
