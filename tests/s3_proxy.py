@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -25,6 +26,8 @@ class Fault(StrEnum):
     """The server does what was asked, but a status of failure is answered in its place."""
     TRUNCATE = "truncate"
     """The connection ends after so many bytes of the reply's body."""
+    SHORTEN = "shorten"
+    """The reply's body is so many bytes, and its headers say that this is all of it."""
     CUT = "cut"
     """The connection ends before the server sees the request."""
 
@@ -127,8 +130,11 @@ class S3Proxy:
                 if rule.fault is Fault.REFUSE_AFTER:
                     await self._answer(writer, rule.status)
                 return
-            writer.write(await from_server.readuntil(b"\r\n\r\n"))
-            left = rule.size if rule is not None and rule.fault is Fault.TRUNCATE else None
+            answer = await from_server.readuntil(b"\r\n\r\n")
+            left = rule.size if rule is not None and rule.fault in {Fault.TRUNCATE, Fault.SHORTEN} else None
+            if rule is not None and rule.fault is Fault.SHORTEN:
+                answer = re.sub(rb"(?i)(content-length:) *\d+", rb"\1 %d" % rule.size, answer)
+            writer.write(answer)
             while (chunk := await from_server.read(_CHUNK if left is None else min(left, _CHUNK))) != b"":
                 writer.write(chunk)
                 await writer.drain()

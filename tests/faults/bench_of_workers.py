@@ -12,8 +12,9 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -22,6 +23,7 @@ from ops.topics import bootstrap, group_topics
 from stream.broker.kafka import KafkaBroker
 from stream.clock import SystemClock
 from stream.dead_letters import reasons
+from stream.failure import RetriableError
 from stream.identity import chain, root_identity
 from stream.message import Message
 from stream.results import Manifest, ObjectKind, Results, StoredObject, result_key
@@ -34,6 +36,9 @@ from tests.faults.light_job import content
 from tests.servers import KafkaCluster, S3Server
 
 ROOT = Path(__file__).parents[2]
+
+BETWEEN = 0.5
+"""Seconds that may pass between the engine's decision to begin and the note of it: an object is written meanwhile."""
 
 
 class Bench:
@@ -72,11 +77,14 @@ class Bench:
         groups = group_topics(self.run, segments(), len(RETRIES))
         return {topic_name(self.run, stage): groups[topic_name(self.run, stage)] for stage in STAGES}
 
-    def start(self, **changes: Any) -> subprocess.Popen[bytes]:
+    def start(
+        self, *, environment: Mapping[str, str] = MappingProxyType({}), within: Sequence[str] = (), **changes: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker, with other variables and by way of another command if given."""
         number = len(self.workers)
         config = Configuration(
             run=self.run,
-            broker=self.cluster.url,
+            broker=changes.pop("broker", self.cluster.url),
             store=self.store_url,
             work=str(self.folder / f"worker-{number}"),
             journal=str(self.journal),
@@ -86,8 +94,8 @@ class Bench:
         path = config.write(self.folder / f"worker-{number}.json")
         with (self.folder / f"worker-{number}.err").open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.light", path], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors,
-                env={**os.environ, **self.s3.environment},
+                [*within, sys.executable, "-m", "tests.faults.light", path], cwd=ROOT, stdout=subprocess.DEVNULL,
+                stderr=errors, env={**os.environ, **self.s3.environment, **environment},
             )  # fmt: skip
         self.workers.append(process)
         return process
@@ -148,7 +156,8 @@ class Bench:
         with anyio.fail_after(seconds):
             quiet = 0
             while quiet < 2:
-                quiet = quiet + 1 if await self.lag() == 0 else 0
+                with contextlib.suppress(RetriableError):  # the cluster may be away
+                    quiet = quiet + 1 if await self.lag() == 0 else 0
                 await anyio.sleep(0.2)
         return time.monotonic() - began
 
@@ -162,6 +171,55 @@ class Bench:
     def executions(self) -> list[tuple[str, str, float, int]]:
         rows = [line.split() for line in self.journal.read_text().splitlines()]
         return [(exposure, stage, float(at), int(worker)) for exposure, stage, at, worker in rows]
+
+    def assignments(self) -> list[tuple[int, str, str, set[int], float]]:
+        """Worker, stage, what happened, to which partitions, when; in order of time."""
+        rows = [line.split() for line in _lines(self.folder / "journal.groups")]
+        parsed = [
+            (int(worker), stage, what, {int(n) for n in numbers.split(",") if n != "-"}, float(at))
+            for worker, stage, what, numbers, at in rows
+        ]
+        return sorted(parsed, key=lambda row: row[4])
+
+    async def joined(self, worker: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
+        """Wait until a worker is a member of all groups, and so listens for signals too."""
+        await self.wait_for(
+            lambda: {row[1] for row in self.assignments() if row[0] == worker.pid} == {*STAGES}, seconds
+        )
+
+    def rebalances(self) -> list[float]:
+        """How long each worker that went on was without partitions, for each time that it was."""
+        went: dict[tuple[int, str], float] = {}
+        took = []
+        for worker, stage, what, _, at in self.assignments():
+            if what == "revoked":
+                went[worker, stage] = at
+            elif (worker, stage) in went:
+                took.append(at - went.pop((worker, stage)))
+        return took
+
+    async def late_starts(self) -> list[str]:
+        """Work that a worker began on a record of a partition that it had had to give up."""
+        found = []
+        events = self.assignments()
+        for stage in STAGES:
+            where = await self._partitions_of(topic_name(self.run, stage))
+            for line in _lines(self.folder / "journal.starts"):
+                worker, at_stage, exposure, text = line.split()
+                at = float(text)
+                if at_stage != stage:
+                    continue
+                mine = [
+                    what
+                    for of, its, what, numbers, when in events
+                    if (of, its) == (int(worker), stage) and when < at - BETWEEN and where[exposure] in numbers
+                ]
+                if mine and mine[-1] == "revoked":
+                    found.append(f"{worker} began {exposure} at {stage} after its partition was revoked")
+        return found
+
+    async def _partitions_of(self, topic: str) -> dict[str, int]:
+        return {record.key.decode(): record.partition for record in await _all(self.broker, topic)}
 
     def redone(self) -> int:
         counts = Counter((exposure, stage) for exposure, stage, _, _ in self.executions())
@@ -267,6 +325,10 @@ class _Sampler:
                 waits = {r.key for t in (f"{topic}.retry-0",) for r in await _all(broker, t)}
                 if exposure not in buried and exposure.encode() not in waits:
                     self.problems.append(f"{topic}[{partition}] committed {commit.offset}, {exposure} is not finished")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 async def _all(broker: KafkaBroker, topic: str) -> list[Any]:

@@ -18,6 +18,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
 
 
 @pytest.fixture(scope="session")
+def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    with kafka_cluster(tmp_path_factory.mktemp("kafka-3"), nodes=3) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with s3_server(tmp_path_factory.mktemp("s3")) as running:
         yield running
@@ -28,3 +34,10 @@ def bench(tmp_path: Path, cluster: KafkaCluster, s3: S3Server, monkeypatch: pyte
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     return Bench(tmp_path, cluster, s3)
+
+
+@pytest.fixture
+def bench_of_three(tmp_path: Path, three_nodes: KafkaCluster, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return Bench(tmp_path, three_nodes, s3)

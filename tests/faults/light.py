@@ -16,31 +16,41 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 
 from ops import serve as workers_verb
+from stream import worker as workers_module
+from stream.broker import kafka_errors
 from stream.broker.kafka import KafkaBroker
 from stream.broker.kafka_settings import KafkaTimings
+from stream.broker.protocol import Record, TopicPartition
 from stream.clock import SystemClock
-from stream.failure import FailureClass, PermanentError
+from stream.dead_letters import bury
+from stream.failure import FailureClass, FatalError, PermanentError
 from stream.identity import chain
+from stream.inbox import Inbox
 from stream.jobs import Job
 from stream.lease import Lease
 from stream.message import MemberStatus, Message
 from stream.process_runner import ProcessJobRunner
-from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key
+from stream.results import Manifest, ObjectKind, Results, StoredObject, file_digest, object_key
 from stream.retry import Attempt, Breaker, Outcome, RetryPolicy
 from stream.router import Router
 from stream.run_records import Attempts, RunRecords
+from stream.stopped_segments import StoppedSegments
 from stream.store import ObjectStore
+from stream.store.cache import ObjectCache
+from stream.store.locations import StoreLimits
 from stream.store.obstore_store import open_store
 from stream.topology import Segment, Segments, StageRow, Topology
 from stream.tracker import OffsetTracker
 from stream.watchdog import Watchdog, WatchLimits
 from stream.worker import SegmentWorker, WorkFailedError
+from tests.faults.outside_mutants import NETWORK_AND_STORE
 
 BRANCH = "x"
 STAGES = ("first", "second")
@@ -50,6 +60,13 @@ SESSION = 3.0
 TIMINGS = KafkaTimings(
     session_seconds=SESSION, heartbeat_seconds=0.4, revoke_seconds=2.0, rebalance_seconds=5.0, request_seconds=8.0
 )
+
+TIMINGS_BY_NAME = {
+    "quick": TIMINGS,
+    "hasty": dataclasses.replace(TIMINGS, revoke_seconds=1.0, rebalance_seconds=3.0, request_seconds=2.0),
+    "own": KafkaTimings(),
+    "endless": dataclasses.replace(TIMINGS, request_seconds=3600.0),
+}
 
 
 def segments() -> Segments:
@@ -74,6 +91,18 @@ class Configuration:
     drain_seconds: float = 20.0
     mutant: str = ""
     breaker: bool = False
+    retry_seconds: float = RETRIES[0]
+    timings: str = "quick"
+    """``hasty`` gives requests up sooner, ``own`` is what workers have by default, ``endless`` gives nothing up."""
+    stall_seconds: float = StoreLimits().stall
+
+    @property
+    def limits(self) -> StoreLimits:
+        """The store's own when ``stall_seconds`` is, else in proportion to it."""
+        stall = self.stall_seconds
+        if stall == StoreLimits().stall:
+            return StoreLimits()
+        return StoreLimits(connect=stall, stall=stall, retries=5, wait=stall / 4, retry=2 * stall)
 
     def write(self, path: Path) -> Path:
         path.write_text(json.dumps(dataclasses.asdict(self)))
@@ -93,7 +122,7 @@ class LightWork:
         self.results = Results(store)
         self.records = RunRecords(store, config.run)
         self.runner = runner
-        self.cache = Path(config.work) / "cache"
+        self.cache = ObjectCache(store, Path(config.work) / "cache", max_bytes=10**9, digest=file_digest)
 
     def phase(self, name: str) -> None:
         """Die here if a test wants one worker to."""
@@ -109,11 +138,13 @@ class LightWork:
         if found is not None:
             return found
         given = await self.results.read(message.manifest)
+        note(self.config.journal + ".starts", os.getpid(), segment.name, message.exposure)
         self.phase("download")
-        source = await self.store.fetch(given.objects[0].key, self.cache)
         made = Path(self.config.work) / attempt
         try:
-            result = await self._job(message, segment.name, source, made, bigger_slot=bigger_slot)
+            async with self.cache.lease(given.objects) as paths:
+                source = paths[given.objects[0].name]
+                result = await self._job(message, segment.name, source, made, bigger_slot=bigger_slot)
             key = object_key(message.exposure, segment.name, attempt, "payload")
             await self.store.put(key, made)
         finally:
@@ -168,6 +199,22 @@ class LightWork:
         raise AssertionError("nothing is finalized here")
 
 
+class SettableClock:
+    """Sets the time of day of this process by as many seconds as a file says; its monotonic clock goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0.0
+
+    def look(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.offset:
+            real = time.time
+            time.time = lambda: real() + self.offset
+        self.offset = float(self.path.read_text())
+
+
 class LightRouter(Router):
     """The router, with a place to die after publishing."""
 
@@ -176,6 +223,32 @@ class LightRouter(Router):
     async def forward(self, manifest: Manifest, associations: tuple[str, ...]) -> None:
         await super().forward(manifest, associations)
         self.work.phase("after-publish")
+
+
+def note(path: str, *words: object) -> None:
+    """Append one line with the time at its end, as a whole."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, (" ".join(map(str, words)) + f" {time.time():.3f}\n").encode())
+    os.close(descriptor)
+
+
+def note_assignments(inbox: Inbox, stage: str, path: str) -> None:
+    """Write down which partitions of the stage's topic come and go, and when."""
+    assigned, revoked = inbox.on_assigned, inbox.on_revoked
+
+    def numbers(partitions: Sequence[TopicPartition]) -> str:
+        return ",".join(str(p.partition) for p in partitions if p.topic == inbox.group) or "-"
+
+    async def on_revoked(partitions: Sequence[TopicPartition]) -> None:
+        note(path, os.getpid(), stage, "revoked", numbers(partitions))
+        await revoked(partitions)
+
+    async def on_assigned(partitions: Sequence[TopicPartition], epoch: int) -> None:
+        await assigned(partitions, epoch)
+        note(path, os.getpid(), stage, "assigned", numbers(partitions))
+
+    inbox.on_revoked = on_revoked  # type: ignore[method-assign]
+    inbox.on_assigned = on_assigned  # type: ignore[method-assign]
 
 
 def status_of(_: Manifest) -> MemberStatus:
@@ -195,18 +268,18 @@ def mutate(name: str) -> None:
                 return
             await forward(self, manifest, associations)
 
-        start = Attempts.start
+        create = Attempts._create
 
         async def noted(self: Attempts, *args: Any, **kwargs: Any) -> Any:
-            record = await start(self, *args, **kwargs)
-            known.add(record.id)
+            record = await create(self, *args, **kwargs)
+            if record is not None:
+                known.add(record.id)
             return record
 
         LightRouter.forward = only_new  # type: ignore[method-assign]
-        Attempts.start = noted  # type: ignore[method-assign]
+        Attempts._create = noted  # type: ignore[method-assign]
     elif name == "ignores-leases":
-        Lease.check = lambda self: None  # type: ignore[method-assign]
-        Lease.held = property(lambda self: True)  # type: ignore[assignment,method-assign]
+        _ignore_leases()
     elif name == "counts-attempts-of-dead-workers":
         RetryPolicy.admit = functools.partialmethod(_admit_none)  # type: ignore[assignment,method-assign]
     elif name == "does-not-drain":
@@ -215,6 +288,15 @@ def mutate(name: str) -> None:
         LightWork._job = _unlimited(LightWork._job)  # type: ignore[method-assign]
     elif name == "has-no-watchdog":
         Watchdog.trip = lambda self, reason: None  # type: ignore[method-assign]
+    elif name == "keeps-what-was-revoked":
+        Inbox.on_revoked = _let_nothing_go  # type: ignore[method-assign]
+        _ignore_leases()
+    elif name == "buries-what-it-understood":
+        workers_module.bury = _bury_text
+    elif name == "takes-an-outage-for-fatal":
+        kafka_errors.RetriableError = FatalError  # type: ignore[misc,assignment]
+    elif name in NETWORK_AND_STORE:
+        NETWORK_AND_STORE[name]()
     elif name == "keeps-a-broken-producer":
         KafkaBroker._retire = _keep  # type: ignore[method-assign]
     elif name:
@@ -228,6 +310,21 @@ def _admit_none(self: RetryPolicy, earlier: list[Attempt]) -> Any:
     if any(attempt.outcome is Outcome.OPEN for attempt in earlier):
         return Decision(Action.DEAD_LETTER, "an attempt was left open")
     return None
+
+
+def _ignore_leases() -> None:
+    Lease.check = lambda self: None  # type: ignore[method-assign]
+    Lease.check_start = lambda self: None  # type: ignore[method-assign]
+    Lease.held = property(lambda self: True)  # type: ignore[assignment,method-assign]
+
+
+async def _bury_text(broker: Any, run: str, record: Record, **details: Any) -> None:
+    text = (record.value or b"").decode(errors="replace").encode()
+    await bury(broker, run, dataclasses.replace(record, value=text), **details)
+
+
+async def _let_nothing_go(self: Inbox, partitions: Any) -> None:
+    await self._commit(self._trackers)
 
 
 async def _no_drain(inboxes: Any, seconds: float) -> bool:
@@ -248,11 +345,12 @@ def _unlimited(run: Any) -> Any:
 
 async def serve(config: Configuration) -> None:
     mutate(config.mutant)
-    store = open_store(config.store)
+    clock = SettableClock(Path(config.triggers) / "clock")
+    store = open_store(config.store, limits=config.limits)
     work_folder = Path(config.work)
     runner = ProcessJobRunner(slots=config.slots, log_dir=work_folder / "jobs", preload=("tests.faults.light_job",))
     watchdog = Watchdog(limits=WatchLimits(loop=4.0), dump=work_folder / "stacks.log")
-    async with runner, KafkaBroker.from_url(config.broker, timings=TIMINGS) as broker:
+    async with runner, KafkaBroker.from_url(config.broker, timings=TIMINGS_BY_NAME[config.timings]) as broker:
         work = LightWork(config, store, runner)
         topics = await broker.topics()
         router = LightRouter(
@@ -260,6 +358,8 @@ async def serve(config: Configuration) -> None:
             partitions={name: spec.partitions for name, spec in topics.items()},
         )  # fmt: skip
         router.work = work
+        stopped = StoppedSegments(store, config.run, SystemClock())
+        await stopped.check(list(STAGES))
         tokens = anyio.CapacityLimiter(config.slots)
         workers = [
             SegmentWorker(
@@ -269,21 +369,24 @@ async def serve(config: Configuration) -> None:
                 segment=router.segments.named(name),
                 work=work,
                 capacity=tokens,
-                policy=RetryPolicy(retry_delays=RETRIES, in_place_delay=0.1),
+                policy=RetryPolicy(retry_delays=(config.retry_seconds,), in_place_delay=0.1),
                 breaker=Breaker(enabled=config.breaker, in_a_row=5, observations=3),
                 clock=SystemClock(),
                 rng=random.Random(),
                 start="none",
-                revoke_seconds=TIMINGS.revoke_seconds,
+                revoke_seconds=TIMINGS_BY_NAME[config.timings].revoke_seconds,
+                stopped=stopped,
             )
             for name in STAGES
         ]
         inboxes = [worker.inbox for worker in workers]
+        for stage, inbox in zip(STAGES, inboxes, strict=True):
+            note_assignments(inbox, stage, config.journal + ".groups")
         async with anyio.create_task_group() as tasks:
             for worker in workers:
                 await tasks.start(worker.run)
             watchdog.start()
-            tasks.start_soon(_tick, watchdog, Path(config.triggers))
+            tasks.start_soon(_tick, watchdog, Path(config.triggers), clock)
             print("serving", flush=True)  # noqa: T201
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1) as signals:
                 async for told in signals:
@@ -295,9 +398,10 @@ async def serve(config: Configuration) -> None:
             tasks.cancel_scope.cancel()
 
 
-async def _tick(watchdog: Watchdog, triggers: Path) -> None:
+async def _tick(watchdog: Watchdog, triggers: Path, clock: SettableClock) -> None:
     while True:
         watchdog.tick()
+        clock.look()
         if (triggers / "block").exists():
             (triggers / "block").unlink(missing_ok=True)
             time.sleep(60)  # noqa: ASYNC251 - the fault: a blocked event loop

@@ -37,9 +37,19 @@ def execute(arguments: dict[str, Any], slot: Slot, report: Callable[[dict[str, A
         held = []
         while True:
             held.append(bytearray(os.urandom(1 << 20)) * 32)
+    if act == "fails-first" and _executions(arguments) == 1:
+        time.sleep(arguments["seconds"])
+        raise PermanentError(f"{exposure} cannot be processed the first time")
+    if act == "fails-twice" and _executions(arguments) <= 2:
+        raise RetriableError("something outside does not answer yet")
     if act == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     time.sleep(arguments["seconds"])
     data = content(exposure, stage, Path(arguments["input"]).read_bytes())
     Path(arguments["out"]).write_bytes(data)
     return {"digest": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def _executions(arguments: dict[str, Any]) -> int:
+    wanted = f"{arguments['exposure']} {arguments['stage']} "
+    return sum(line.startswith(wanted) for line in Path(arguments["journal"]).read_text().splitlines())

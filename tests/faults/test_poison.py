@@ -5,7 +5,9 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from stream.clock import SystemClock
 from stream.dead_letters import reasons
+from stream.stopped_segments import StoppedSegments
 from stream.topology import topic_name
 from tests.faults.bench_of_workers import Bench
 from tests.faults.light import STAGES
@@ -57,8 +59,34 @@ async def test_a_stage_where_everything_fails_is_stopped(bench: Bench) -> None:
         with anyio.fail_after(60):
             status = await anyio.to_thread.run_sync(worker.wait)
         assert status == 3
-        assert len(await bench.dead_letters()) < 10  # the topic is not drained into the dead letters
+        buried = len(await bench.dead_letters())
+        assert buried < 10  # the topic is not drained into the dead letters
         assert await bench.lag() > 20
+        again = bench.start(breaker=True)  # nor is it by whoever starts workers again
+        assert await anyio.to_thread.run_sync(again.wait, 60) == 3
+        assert len(await bench.dead_letters()) == buried
+        stopped = StoppedSegments(bench.store, bench.run, SystemClock())
+        assert await stopped.resume(STAGES[0])
+        bench.start(breaker=False)
+        await bench.wait_for(lambda: len(bench.executions()) > buried + 5, 60)
+
+
+async def test_without_its_breaker_a_bad_stage_drains_its_topic(bench: Bench) -> None:
+    async with bench.opened(partitions=1):
+        bench.start(breaker=False)
+        await bench.ingest(12, act="raise")
+        await bench.done(60)
+        assert len(await bench.dead_letters()) == 12
+
+
+async def test_a_worker_that_buries_what_it_understood_shows(bench: Bench) -> None:
+    async with bench.opened(partitions=1):
+        bench.start(mutant="buries-what-it-understood")
+        undecodable = b"\xff\x00 no message"
+        await bench.broker.publish(topic_name(bench.run, STAGES[0]), key=b"undecodable", value=undecodable)
+        await bench.done(60)
+        [letter] = await bench.dead_letters()
+        assert letter.value != undecodable
 
 
 async def test_a_worker_without_limits_shows(bench: Bench) -> None:
