@@ -23,12 +23,20 @@ def _children() -> dict[int, list[int]]:
     return tree
 
 
-def tree_pss(root: int) -> int:
-    """Summed PSS in bytes of a process and all that descend from it."""
-    children, total, todo = _children(), 0, [root]
+def descendants(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    children, found, todo = _children(), [], [root]
     while todo:
         pid = todo.pop()
+        found.append(pid)
         todo.extend(children.get(pid, ()))
+    return found
+
+
+def tree_pss(root: int) -> int:
+    """Summed PSS in bytes of a process and all that descend from it."""
+    total = 0
+    for pid in descendants(root):
         try:
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):

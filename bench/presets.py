@@ -1,0 +1,167 @@
+"""What Kafka and the object store cost a real exposure, by preset: time beside pure compute, bytes moved. Not parity.
+
+For each preset one worker process serves all segments of a run. A first exposure warms it up (kernels, references);
+of those after it, one at a time, what is told is the median of the seconds from their announcement to the commit of
+the last message, and the sum of what their stages report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream.broker.kafka import KafkaBroker
+
+__all__ = ["PRESETS", "PresetCosts", "measure_preset"]
+
+PRESETS = ("fused", "balanced", "granular")
+HEAD, LAST = "dq_init", "finalize"
+LOOK_SECONDS = 0.2
+"""A look costs some requests of Kafka, and its length is the error of a time."""
+
+PATIENCE_SECONDS = 1800.0
+
+Metrics = dict[tuple[str, str], float]
+"""Value by name of the sample and its labels."""
+
+
+@dataclass(frozen=True)
+class PresetCosts:
+    """Of one exposure in the steady state."""
+
+    preset: str
+    exposures: int
+    wall_seconds: float
+    compute_seconds: float
+    compute_cpu_seconds: float
+    written_bytes: float
+    read_bytes: float
+    result_bytes: float
+    """Of what was written, the results of stages (the rest are products, manifests and records)."""
+    requests: float
+    """Of the store."""
+
+
+def measure_preset(
+    preset: str, data: Path, inputs: list[Path], broker: str, store: str, work: Path, *, rampstream: list[str]
+) -> PresetCosts:
+    """Send exposures through the preset, one after the other; the first one only warms up.
+
+    Parameters
+    ----------
+    preset : str
+        How the pipeline is cut.
+    data : Path
+        A simulation, with references and stars.
+    inputs : list of Path
+        At least two L1 files.
+    broker, store : str
+        Running servers.
+    work : Path
+        The worker's folder.
+    rampstream : list of str
+        The command.
+    """
+    run = f"bench-{preset}-{time.time_ns()}"
+    # Each in a store of its own, for results are found again by whoever asks for the same.
+    environment = {
+        **os.environ, "RAMPSTREAM_BROKER": broker, "RAMPSTREAM_STORE": f"{store}-{preset}", "RAMPSTREAM_RUN": run
+    }  # fmt: skip
+    call = functools.partial(_call, rampstream, environment)
+    call("topics", "apply", "--preset", preset, "--partitions", "1", "--references", str(data / "references"),
+         "--gaia", str(data / "gaia.parquet"))  # fmt: skip
+    walls, before, after = [], {}, {}
+    with _worker(rampstream, environment, work) as metrics:
+        for number, path in enumerate(inputs, 1):
+            call("ingest", str(path))
+            wall = anyio.run(_finished, broker, run, number)
+            after = metrics()
+            if number == 1:
+                before = after
+            else:
+                walls.append(wall)
+        call("status", "--wait", "60")
+    count = len(walls)
+
+    def spent(name: str, label: str = "") -> float:
+        return sum(value - before.get(key, 0.0) for key, value in after.items() if key[0] == name and label in key[1])
+
+    moved = {name: spent("rampstream_object_bytes_total", f"operation={name}") for name in ("put", "create")}
+    return PresetCosts(
+        preset=preset,
+        exposures=count,
+        wall_seconds=statistics.median(walls),
+        compute_seconds=spent("rampstream_stage_seconds_sum") / count,
+        compute_cpu_seconds=spent("rampstream_stage_cpu_seconds_total") / count,
+        written_bytes=sum(moved.values()) / count,
+        read_bytes=(spent("rampstream_object_bytes_total") - sum(moved.values())) / count,
+        result_bytes=spent("rampstream_stored_bytes_total") / count,
+        requests=spent("rampstream_object_operation_seconds_count") / count,
+    )
+
+
+def _call(rampstream: list[str], environment: dict[str, str], *words: str) -> None:
+    done = subprocess.run([*rampstream, *words], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"bench: rampstream {' '.join(words)} failed:\n{done.stdout}\n{done.stderr}")
+
+
+@contextlib.contextmanager
+def _worker(rampstream: list[str], environment: dict[str, str], work: Path) -> Iterator[Callable[[], Metrics]]:
+    """A worker of all segments; gives a function that reads its metrics."""
+    work.mkdir(parents=True, exist_ok=True)
+    command = [*rampstream, "worker", "--slots", "1", "--work", str(work), "--health", "127.0.0.1:0"]
+    with (work / "output").open("wb") as output:
+        worker = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        while (told := re.search(r"at (http://\S+)", (work / "output").read_text())) is None:
+            if worker.poll() is not None:
+                sys.exit(f"bench: the worker ended:\n{(work / 'output').read_text()[-4000:]}")
+            time.sleep(LOOK_SECONDS)
+        yield functools.partial(_metrics, f"{told[1]}/metrics")
+    finally:
+        worker.terminate()
+        try:
+            worker.wait(60)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def _metrics(url: str) -> Metrics:
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - ours, on loopback
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    return {
+        (sample.name, ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+async def _finished(broker_url: str, run: str, number: int) -> float:
+    """Wait until so many exposures are finalized and committed; seconds since the announcement of the last one."""
+    gives_up = time.monotonic() + PATIENCE_SECONDS
+    group = topic = f"{run}.{LAST}"
+    async with KafkaBroker.from_url(broker_url) as broker:
+        while True:
+            (extent,) = (await broker.extents(topic)).values()
+            if extent[1] >= number and not await broker.lag(group, topic):
+                ended = time.time()
+                (announced,) = await broker.read(f"{run}.{HEAD}", 0, number - 1, number)
+                return ended - announced.timestamp_ms / 1000
+            if time.monotonic() > gives_up:
+                sys.exit(f"bench: exposure {number} of run {run} has no products after {PATIENCE_SECONDS:.0f} s")
+            await anyio.sleep(LOOK_SECONDS)
