@@ -64,6 +64,20 @@ class TestProcesses:
         assert alive(outcomes[4].result["pid"])
 
     @pytest.mark.anyio
+    @pytest.mark.parametrize("log", ["/dev/full", "/no/such/folder/log"])
+    async def test_a_log_that_cannot_be_written_does_not_hide_how_a_job_ended(
+        self, runner: ProcessJobRunner, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        link = tmp_path / "log"
+        link.symlink_to(log)  # the runner removes logs that are empty
+        monkeypatch.setattr(runner, "_new_log", lambda _: link)
+        printed = await runner.run(job("print_and_log", text="x"))
+        assert printed.failure is None or printed.failure["class"] == "fatal"
+        full = await runner.run(job("fail", kind="ENOSPC"))
+        assert full.failure is not None
+        assert full.failure["class"] == "fatal"
+
+    @pytest.mark.anyio
     async def test_a_process_that_failed_is_not_used_again(self, runner: ProcessJobRunner) -> None:
         await runner.run(job("count_in_slot"))
         await runner.run(job("fail", kind="other"))

@@ -294,3 +294,35 @@ async def test_after_a_power_failure_everything_is_fetched_anew(store: CountingS
     (folder / ".boot").write_text("another start of the machine")
     cache.sweep()
     assert cached(folder) == []
+
+
+@pytest.mark.anyio
+async def test_caches_that_share_a_folder_keep_its_bound_together(
+    store: CountingStore, folder: Path, make: Make
+) -> None:
+    bound = 16
+    sharing = [make(bound * SIZE) for _ in range(8)]
+    for number in range(6):
+        for place, cache in enumerate(sharing):
+            async with cache.lease([await put(store, 10 * number + place)]):
+                assert len(cached(folder)) <= bound
+    assert len(cached(folder)) > bound // 2
+
+
+@pytest.mark.anyio
+async def test_a_fetch_does_not_look_at_all_that_is_kept(
+    store: CountingStore, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks: list[object] = []
+    walk = os.walk
+
+    def counted(top: Path) -> Any:
+        walks.append(top)
+        return walk(top)
+
+    cache = make(1000 * SIZE)
+    monkeypatch.setattr(os, "walk", counted)
+    for number in range(60):
+        async with cache.lease([await put(store, number)]):
+            pass
+    assert len(walks) == 1

@@ -61,7 +61,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["bash", script], cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
         )
         try:
-            status = process.wait(600)
+            status = process.wait(1200)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
@@ -75,6 +75,12 @@ def test_products_are_those_of_the_embedded_engine(walked: Path) -> None:
     expected = digests(walked / "alone")
     assert len(expected) == 16
     assert digests(walked / "products") == expected
+
+
+def test_products_of_a_worker_for_each_stage_are_the_same(walked: Path) -> None:
+    assert digests(walked / "granular") == digests(walked / "products")
+    ran = [log for log in walked.glob("work/granular-*/logs/run.log") if "serving" in log.read_text()]
+    assert len(ran) == 16  # fourteen stages, ramp_fit three times
 
 
 def test_prometheus_saw_what_the_workers_made(walked: Path) -> None:
