@@ -6,7 +6,7 @@ DEMO_DIR ?= demo
 DEMO_ROWS ?= 4096
 DEMO_DETECTOR ?= WFI01
 
-.PHONY: demo test lint types unit newest bench bench-engine lock clean
+.PHONY: demo test lint types unit newest faults bench bench-engine lock clean
 
 define make_environment
 	@$(PYTHON) -c 'import sys; sys.exit("make: Python >= 3.11 is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -41,6 +41,10 @@ newest:
 	$(call make_environment,$(DEMO_ENV),requirements/product.lock)
 	rm -rf $(NEWEST_DIR)
 	$(DEMO_ENV)/bin/python -m ops.demo --out $(NEWEST_DIR) --rows 128
+
+# Every fault at its full length and with the times that it may take (about half an hour); `test` runs a slice of each.
+faults: test-environment
+	RAMPSTREAM_FAULTS=full $(TEST_ENV)/bin/python -m pytest tests/faults $(PYTEST_ARGS)
 
 bench: test-environment
 	$(TEST_ENV)/bin/python -m bench.pipeline

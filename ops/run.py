@@ -21,6 +21,7 @@ import anyio.to_thread
 from rich.console import Console
 
 from ops.announce import Announcer
+from ops.dropped_payloads import drop_payloads
 from ops.engine import Engine, Folders
 from ops.ingest import Ingest, inspect, read_inputs
 from ops.outcome import Outcomes
@@ -32,7 +33,6 @@ from ops.run_failure import first_failure, stopped
 from ops.run_options import RunOptions, log_to_file
 from ops.table import Pipeline, build_pipeline
 from ops.trace_export import exported_tracing
-from ops.work import drop_payloads
 from stream.aggregator import Aggregator
 from stream.association import AssociationSettings
 from stream.broker.embedded import EmbeddedBroker

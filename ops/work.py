@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ops.dropped_payloads import dropped_key
 from ops.pipeline_jobs import Observer, PipelineJobs
 from ops.product_sets import ProductSets
 from stages.pipeline import FINALIZE
@@ -26,33 +27,12 @@ from stream.store import ObjectStore
 from stream.store.cache import ObjectCache
 from stream.topology import Segment
 
-__all__ = ["PipelineWork", "drop_payloads", "dropped_key", "ingest_key"]
+__all__ = ["PipelineWork", "ingest_key"]
 
 
 def ingest_key(run: str, exposure: str) -> str:
     """Key of the record that says what was ingested under an exposure's id."""
     return f"runs/{run}/{exposure}/ingest"
-
-
-def dropped_key(identity: str) -> str:
-    """Key of the mark that a result's payload was dropped on purpose, and its manifest still counts."""
-    return f"dropped/{identity}"
-
-
-async def drop_payloads(
-    store: ObjectStore, results: Results, records: RunRecords, exposure: str, stages: Sequence[str]
-) -> None:
-    """Delete the large objects of an exposure's results; marked first, so that the manifests still count."""
-    for stage in stages:
-        pointer = await records.pointer(exposure, stage)
-        if pointer is None:
-            continue
-        manifest = await results.read(pointer.manifest)
-        large = [stored for stored in manifest.objects if stored.kind in {ObjectKind.TREE, ObjectKind.ARRAY}]
-        if large:
-            await store.put(dropped_key(manifest.identity), b"{}")
-        for stored in large:
-            await store.delete(stored.key)
 
 
 class PipelineWork:
@@ -162,9 +142,11 @@ class PipelineWork:
                 {"event": "reused", "exposure": message.exposure, "stages": [n for n, _ in identities[: position + 1]]}
             )
             if self._router.segments.next_inside(name, found.branch) is None:
+                await self._records.adopt(found)
                 return found
             whole = await self._results.find(found_identity)
             if whole is not None:
+                await self._records.adopt(whole)
                 start, stages = whole, stages[position + 1 :]
                 break
         if known["error"] is not None:

@@ -20,13 +20,14 @@ __all__ = ["AttemptRecord", "Attempts", "Pointer", "RunRecords"]
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """Which result a run has for an exposure after a stage."""
+    """Which result a run has for an exposure after a stage; ``adopted`` when it found it, made by somebody else."""
 
     exposure: str
     stage: str
     identity: str
     generation: int
     content_digest: str
+    adopted: bool = False
 
     @property
     def manifest(self) -> str:
@@ -48,7 +49,7 @@ class Pointer:
     def decode(cls, data: bytes) -> Pointer:
         """Read what `encode` gave."""
         document = json.loads(data)
-        return cls(**{name: document[name] for name in cls.__slots__})
+        return cls(**{name: document[name] for name in cls.__slots__ if name in document})
 
 
 class RunRecords:
@@ -108,6 +109,13 @@ class RunRecords:
         pointer = Pointer.to(manifest)
         await self._store.put(self._pointer_key(manifest.exposure, manifest.stage), pointer.encode())
         return pointer
+
+    async def adopt(self, manifest: Manifest) -> None:
+        """Let the run's pointer lead to a result that was found, unless it does already."""
+        known = await self.pointer(manifest.exposure, manifest.stage)
+        pointer = replace(Pointer.to(manifest), adopted=True)
+        if known is None or known.manifest != pointer.manifest:
+            await self._store.put(self._pointer_key(manifest.exposure, manifest.stage), pointer.encode())
 
     async def pointer(self, exposure: str, stage: str) -> Pointer | None:
         """The run's pointer, None when there is none."""

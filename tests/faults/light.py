@@ -136,6 +136,7 @@ class LightWork:
         identity = chain(message.identity, recipe(segment.name))
         found = await self.results.find(identity)
         if found is not None:
+            await self.records.point(found)  # whoever made it may have died, or failed, before it could
             return found
         given = await self.results.read(message.manifest)
         note(self.config.journal + ".starts", os.getpid(), segment.name, message.exposure)

@@ -21,9 +21,12 @@ from tests.faults.light import STAGES
 from tests.s3_proxy import Fault, S3Proxy
 
 FULL = os.environ.get("RAMPSTREAM_FAULTS") == "full"
-INPUTS = 40 if FULL else 6
-BURST = 30 if FULL else 4
-STALLS = 6 if FULL else 2
+INPUTS = 12 if FULL else 6
+WAVES = 6 if FULL else 1
+BURST = 4
+GIVEN_UP = 6
+"""Refusals after which a request fails for good: so the attempt does, with its result stored."""
+STALLS = 2
 STALL = 60.0 if FULL else 2.0
 LIMIT = 5.0 if FULL else 1.0
 """Without a byte, until a request is given up. Longer than the server takes beside others on two cores."""
@@ -59,13 +62,15 @@ async def ends(worker: subprocess.Popen[bytes]) -> int | None:
 
 async def test_bursts_of_refusals_and_stalls_are_waited_out(bench: Bench, proxy: S3Proxy) -> None:
     async with bench.opened(partitions=2):
-        rules = [proxy.fail(Fault.REPLY, path=path, status=503, times=BURST) for path in ("/objects/", "/results/")]
-        rules += [proxy.fail(Fault.REPLY, path="/attempts/", status=500, times=BURST)]
-        rules += [proxy.fail(Fault.STALL, path=path, seconds=STALL, times=STALLS) for path in ("/objects/", "/runs/")]
         start(bench, proxy)
-        await bench.ingest(INPUTS)
-        await bench.done(60 if not FULL else 300)
-        assert [rule.hits for rule in rules] == [rule.times for rule in rules]
+        for wave in range(WAVES):
+            rules = [proxy.fail(Fault.REPLY, path=path, times=BURST) for path in ("/objects/", "/results/")]
+            rules += [proxy.fail(Fault.REPLY, path="/attempts/", status=500, times=BURST)]
+            rules += [proxy.fail(Fault.REPLY, path="/runs/", times=GIVEN_UP)]
+            rules += [proxy.fail(Fault.STALL, path="/objects/", seconds=STALL, times=STALLS)]
+            await bench.ingest(INPUTS, first=wave * INPUTS)
+            await bench.done(120 if FULL else 60)
+            assert [rule.hits for rule in rules] == [rule.times for rule in rules]
         assert await bench.problems() == []
 
 

@@ -269,6 +269,16 @@ class TestPointers:
         assert pointer.content_digest == later.content_digest
 
     @pytest.mark.anyio
+    async def test_a_result_that_was_found_is_pointed_to_and_known_as_adopted(self, store: ObjectStore) -> None:
+        found = await made(store, "1")
+        mine, others = RunRecords(store, "prompt"), RunRecords(store, "reproc")
+        await mine.point(found)
+        await mine.adopt(found)  # a repeat changes nothing: it is this run's own
+        await others.adopt(found)
+        pointers = [await records.pointer("e1", "flat_field") for records in (mine, others)]
+        assert [(p.manifest, p.adopted) for p in pointers if p] == [(found.key, False), (found.key, True)]
+
+    @pytest.mark.anyio
     async def test_revisions_count_up_and_a_repeat_gets_the_one_it_has(self, store: ObjectStore) -> None:
         records = RunRecords(store, "prompt")
         one, two = await made(store, "1"), await made(store, "2", identity=OTHER)
