@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from stream.message import MemberMessage, MemberStatus, Message, OrderAction, Or
 from stream.results import Manifest, ObjectKind, StoredObject
 from stream.router import Router
 from stream.topology import dead_letter_topic_name, product_event_topic_name
-from tests.conftest import Simulated
+from tests.servers import KafkaCluster, kafka_cluster
 
 MEMBERS = ("r1_wfi01", "r1_wfi02", "r1_wfi03")
 ID = association_id("r1", MEMBERS)
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Site:
@@ -143,15 +143,29 @@ class Served:
                 await anyio.sleep(0.01)
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    with kafka_cluster(tmp_path_factory.mktemp("kafka")) as running:
+        yield running
+
+
 @pytest.fixture
 def site(
-    simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Site:
+    """A run on the embedded broker; on Kafka where a test says so."""
+    if getattr(request, "param", "embedded") == "kafka":
+        monkeypatch.setenv("RAMPSTREAM_BROKER", request.getfixturevalue("cluster").url)
     monkeypatch.setenv("RAMPSTREAM_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("RAMPSTREAM_WORK", str(tmp_path / "work"))
     config = tmp_path / "run.toml"
     config.write_text('[associations]\non_missing = "fail"\ndeadline = 3600\n')
-    words = ["--references", str(simulated.references), "--gaia", str(simulated.gaia), "--preset", "fused"]
+    (tmp_path / "references").mkdir()
+    (tmp_path / "gaia.csv").touch()
+    words = ["--references", str(tmp_path / "references"), "--gaia", str(tmp_path / "gaia.csv"), "--preset", "fused"]
     assert main(["topics", "apply", *words, "--partitions", "2", "--config", str(config)]) == 0
     site = Site(tmp_path, capsys)
 
@@ -188,6 +202,7 @@ def test_the_list_tells_who_came_and_who_is_waited_for_without_an_aggregator(sit
     assert "say which associations" in site.said("close", status=2)
 
 
+@pytest.mark.parametrize("site", ["embedded", "kafka"], indirect=True)
 def test_an_operator_closes_and_reopens_through_the_aggregator_once_each(site: Site) -> None:
     assert "no member has come" in site.said("close", ID)
 

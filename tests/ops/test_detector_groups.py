@@ -19,7 +19,6 @@ from stream.failure import PermanentError
 from stream.identity import association_id
 from stream.member_list import MemberList, read_member_list
 from stream.message import Message
-from tests.conftest import Simulated
 from tests.stages.input_files import complete_meta, write_l1
 
 EXPOSURE = "r0000101001001001001_0001"
@@ -56,10 +55,12 @@ def member_list(tmp_path: Path, association: str) -> MemberList:
 
 
 @pytest.fixture
-def run(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RAMPSTREAM_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("RAMPSTREAM_WORK", str(tmp_path / "work"))
-    words = ["--references", str(simulated.references), "--gaia", str(simulated.gaia), "--preset", "fused"]
+    (tmp_path / "references").mkdir()
+    (tmp_path / "gaia.csv").touch()
+    words = ["--references", str(tmp_path / "references"), "--gaia", str(tmp_path / "gaia.csv"), "--preset", "fused"]
     assert main(["topics", "apply", *words, "--partitions", "2"]) == 0
     return tmp_path
 
