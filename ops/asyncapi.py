@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ops.schemas import changelog_schema, header_schema, message_schema
+from ops.schemas import changelog_schema, event_schema, header_schema, message_schema
 from ops.settings import RunSettings
 from ops.topics import wanted_topics
 from stages.pipeline import TABLE
 from stream.broker.protocol import TopicSpec
-from stream.headers import DEAD_LETTER_HEADERS, MESSAGE_HEADERS, RETRY_HEADERS
+from stream.headers import DEAD_LETTER_HEADERS, EVENT_HEADERS, MESSAGE_HEADERS, RETRY_HEADERS
 from stream.message import CONTENT_TYPE, SCHEMA_VERSION, MessageKind
 from stream.topology import (
     Preset,
@@ -75,8 +75,10 @@ def asyncapi(topology: Topology | None = None) -> dict[str, Any]:
             "messages": _messages(),
             "schemas": {
                 **{kind.value: message_schema(kind) for kind in MessageKind},
+                "products": event_schema(),
                 "changelog": changelog_schema(),
                 "messageHeaders": header_schema("Headers of a message", MESSAGE_HEADERS),
+                "eventHeaders": header_schema("Headers of an event about products", EVENT_HEADERS),
                 "retryHeaders": header_schema("Headers in retry topics", (*MESSAGE_HEADERS, *RETRY_HEADERS)),
                 "deadLetterHeaders": header_schema("Headers of a dead letter", DEAD_LETTER_HEADERS, open_ended=True),
             },
@@ -116,7 +118,8 @@ def _channels(topology: Topology) -> dict[str, Any]:
         ),
         "members": _channel(
             topic_name(_RUN, joint), run, specs[topic_name(_RUN, joint)],
-            "Inbox of the aggregator: what became of the members of associations.", "member", note=_DEFINED,
+            "Inbox of the aggregator: what became of the members of associations, and orders of operators.",
+            "member", "order", note=_DEFINED,
         ),
         "changelog": _channel(
             changelog_topic_name(_RUN, joint), run, specs[changelog_topic_name(_RUN, joint)],
@@ -128,7 +131,8 @@ def _channels(topology: Topology) -> dict[str, Any]:
         ),
         "productEvents": _channel(
             product_event_topic_name(_RUN), run, specs[product_event_topic_name(_RUN)],
-            "For events about products that became visible. Made with the run; nothing is published to it yet.",
+            "Events about products that became visible: one for each revision of an association, and repeats.",
+            "products",
         ),
     }  # fmt: skip
 
@@ -176,6 +180,15 @@ def _messages() -> dict[str, Any]:
         "exposureAgain": _message(MessageKind.EXPOSURE, "retryHeaders", exposure_key),
         "finalizeAgain": _message(MessageKind.FINALIZE, "retryHeaders", exposure_key),
         "member": _message(MessageKind.MEMBER, "messageHeaders", association_key),
+        "order": _message(MessageKind.ORDER, "messageHeaders", association_key),
+        "products": {
+            "name": "rampstream.products",
+            "title": "products event",
+            "contentType": CONTENT_TYPE.decode(),
+            "headers": {"$ref": "#/components/schemas/eventHeaders"},
+            "payload": {"$ref": "#/components/schemas/products"},
+            "bindings": _message_binding(_key("Id of the association, so that its revisions stay in order.")),
+        },
         "changelog": {
             "title": "State of a member, or of an association",
             "payload": {"$ref": "#/components/schemas/changelog"},
@@ -224,13 +237,21 @@ def _operations() -> dict[str, Any]:
             "exposureAgain", "finalizeAgain", group=True,
         ),
         "report": _operation("send", "members", "A worker, or ingest, tells what became of a member.", "member"),
+        "order": _operation("send", "members", "`rampstream associations` has an association closed.", "order"),
         "gather": _operation(
-            "receive", "members", "The aggregator gathers the members of associations.", "member", group=True
+            "receive", "members", "The aggregator gathers the members of associations, and does what is ordered.",
+            "member", "order", group=True,
         ),
         "sendOn": _operation("send", "inbox", "The aggregator sends the members of a close on.", "finalize"),
         "keepState": _operation("send", "changelog", "The aggregator keeps its state.", "changelog"),
         "restoreState": _operation(
             "receive", "changelog", "An aggregator reads the state of its partitions before it consumes.", "changelog"
+        ),
+        "tellOfProducts": _operation(
+            "send", "productEvents", "A worker tells that all products of an association are visible.", "products"
+        ),
+        "waitForProducts": _operation(
+            "receive", "productEvents", "Whoever waits for products is told. The engine does not read it.", "products"
         ),
         "giveUp": _operation("send", "deadLetters", "A worker gives a record up.", "deadLetter"),
         "lookAtDeadLetters": _operation(

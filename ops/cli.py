@@ -82,6 +82,7 @@ _VERBS = {
     "replay": ("ops.replaying", "send exposures of one run through another"),
     "resume": ("ops.resume", "let segments be served again that a breaker stopped"),
     "dlq": ("ops.dead_letters", "list, show or redrive dead letters"),
+    "associations": ("ops.associations", "list, show, close or reopen associations"),
 }
 """Verbs of the distributed engine: a module with ``add_arguments`` each."""
 

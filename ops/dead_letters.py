@@ -21,7 +21,7 @@ from stream.clock import SystemClock
 from stream.dead_letters import PREFIX, reasons
 from stream.failure import PermanentError, PoisonError
 from stream.identity import canonical_json
-from stream.message import MemberMessage, Message, decode
+from stream.message import MemberMessage, Message, OrderMessage, decode
 from stream.run_records import Attempts
 from stream.topology import dead_letter_topic_name
 
@@ -97,7 +97,9 @@ def _described(record: Record, marked: set[str]) -> dict[str, Any]:
         message = decode(record)
     except PoisonError:
         message = None
-    exposure = message.member if isinstance(message, MemberMessage) else message.exposure if message else None
+    exposure = None
+    if message is not None and not isinstance(message, OrderMessage):
+        exposure = message.member if isinstance(message, MemberMessage) else message.exposure
     value = record.value or b""
     try:
         text: str | None = value.decode()

@@ -170,7 +170,12 @@ class Engine:
             spread=self.settings.spread,
         )
         self.products = ProductSets(
-            store=self.store, results=self.results, run=self.run, visible=self.visible, observe=self.observe
+            store=self.store,
+            results=self.results,
+            run=self.run,
+            visible=self.visible,
+            publish=self.router.send_event,
+            observe=self.observe,
         )
         inputs = self.inputs or RunInputs(self.definition, self.folders.references)
         self.jobs = PipelineJobs(
@@ -221,6 +226,7 @@ class Engine:
                 jobs=self.jobs, store=self.store, results=self.results, cache=self.cache, observe=self.observe
             ).solve,
             abandon=self.work.abandon,
+            dispatched=self.products.check,  # a close that has nobody finalized is complete at once
             settings=self.associations,
             clock=self.clock,
             observe=self.observe,

@@ -23,6 +23,7 @@ import anyio.to_thread
 
 from ops.announce import Announced, Announcer
 from ops.connect import Connection, add_engine_arguments, connected, engine_settings, view_run
+from ops.detector_groups import DetectorGroups
 from ops.ingest import Ingest, inspect, read_inputs
 from ops.trace_export import exported_tracing
 from ops.work import ingest_key
@@ -56,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch", action="append", default=[], metavar="DIR|URL", help="go on with files as they arrive there"
     )
+    parser.add_argument(
+        "--group-detectors",
+        nargs="?",
+        const="",
+        metavar="WFI01,…",
+        help="align all detectors of an exposure jointly; without a list those of the setting `detectors`",
+    )
     parser.add_argument("--register", action="store_true", help="do not upload: workers read the files where they lie")
     parser.add_argument("--again", action="store_true", help="announce also what was announced before")
     parser.add_argument("--replace", action="store_true", help="accept a file of a known name with other content")
@@ -72,7 +80,7 @@ def run_verb(options: argparse.Namespace) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    settings = engine_settings(options)
+    settings = engine_settings(options, **_expected(options.group_detectors))
     async with exported_tracing(settings.run, f"ingest-{os.getpid()}") as tracing, connected(settings) as connection:
         view = await view_run(connection)
         partitions = {name: spec.partitions for name, spec in (await connection.broker.topics()).items()}
@@ -95,6 +103,15 @@ async def _run(options: argparse.Namespace) -> int:
                 for place in options.watch:
                     tasks.start_soon(session.watch, place)
         return 1 if bad else 0
+
+
+def _expected(detectors: str | None) -> dict[str, Any]:
+    """The setting that --group-detectors gives, if it names any."""
+    if not detectors:
+        return {}
+    if "." in detectors or "/" in detectors:
+        raise PermanentError(f"--group-detectors {detectors}: expected detectors; put the option behind the files")
+    return {"detectors": [name for name in detectors.split(",") if name.strip()]}
 
 
 def _no_status(_: Any) -> Any:
@@ -124,12 +141,18 @@ class _Session:
             tracing=tracing,
         )
         self._incoming = connection.settings.work / "incoming"
+        self._groups: DetectorGroups | None = None
+        if options.group_detectors is not None:
+            settings = connection.settings
+            self._groups = DetectorGroups(connection.store, settings.run, settings.detectors)
 
     async def files(self, paths: list[Path]) -> bool:
         """Ingest local files and associations; whether any was refused."""
         return await self._ingest(read_inputs(paths))
 
     async def _ingest(self, ingest: Ingest) -> bool:
+        if self._groups is not None:
+            await self._groups.regroup(ingest)
         for name, reason in ingest.refused.items():
             self._tell(Announced(name, "refused", reason))
         await self._announcer.lists(ingest)
@@ -188,12 +211,23 @@ class _Session:
         found = await anyio.Path(path).stat()
         record = await self._record(base_name(path.name)) or {}
         unchanged = (record.get("size"), record.get("mtime_ns")) == (found.st_size, found.st_mtime_ns)
-        if not (unchanged and record.get("associations")):  # else announced before, and its digest need not be taken
+        if not (unchanged and await self._told(base_name(path.name), record)):  # else its digest need not be taken
             await self.files([path])
 
     async def _known(self, name: str, size: int) -> bool:
-        record = await self._record(base_name(name.rpartition("/")[2]))
-        return record is not None and record.get("size") == size and bool(record.get("associations"))
+        exposure = base_name(name.rpartition("/")[2])
+        record = await self._record(exposure)
+        return record is not None and record.get("size") == size and await self._told(exposure, record)
+
+    async def _told(self, exposure: str, record: dict[str, Any]) -> bool:
+        """Whether it was announced before; where detectors are grouped: as a member of its group."""
+        told = record.get("associations", ())
+        if self._groups is None or not told:
+            return bool(told)
+        try:
+            return (await self._groups.group_of(exposure)).association in told
+        except PermanentError:
+            return False  # to be refused, with the reason
 
     async def _record(self, exposure: str) -> dict[str, Any] | None:
         data = await self._connection.store.get(ingest_key(self._connection.settings.run, exposure))

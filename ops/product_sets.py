@@ -6,6 +6,7 @@ the last of them is finalized. What is shown of it, and where, is not decided he
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from stream.association import Close
 from stream.identity import canonical_json
 from stream.member_list import MemberList, load_close, read_member_list
 from stream.message import MemberStatus
+from stream.product_event import EventProduct, ProductEvent
 from stream.results import Manifest, ObjectKind, Results
 from stream.run_records import RunRecords
 from stream.store import ObjectStore
@@ -26,12 +28,16 @@ __all__ = ["ProductSet", "ProductSets"]
 Visible = Callable[["ProductSet"], Awaitable[None]]
 """Awaited with each set that is complete, again when it is complete again."""
 
+Publish = Callable[[ProductEvent], Awaitable[None]]
+"""Publishes that a set is visible."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProductSet:
     """The products of one revision of an association.
 
-    ``members`` maps each member to ``{"manifest": key, "products": [{name, key, digest, size}], "summary": {…}}``;
+    ``members`` maps each member to ``{"manifest": key, "products": [{name, key, digest, size, content}], "summary":
+    {…}}``, where ``content`` is the content digest;
     ``failed`` maps members without products to the reason.
     """
 
@@ -51,6 +57,25 @@ class ProductSet:
             "failed": self.failed,
         }
 
+    def event(self, run: str, close: Close, *, record: str, record_digest: str) -> ProductEvent:
+        """Return the event that tells that the set is visible, given its close, and its record's key and digest."""
+        return ProductEvent(
+            run=run,
+            association=self.association,
+            product_name=self.product_name,
+            revision=self.revision,
+            record=record,
+            record_digest=record_digest,
+            expected=close.expected,
+            used=close.used,
+            exposures={
+                member: tuple(EventProduct(**product) for product in self.members[member]["products"])
+                for member in close.expected
+                if member in self.members
+            },
+            failed=self.failed,
+        ).bounded()
+
 
 class ProductSets:
     """Product sets of one run.
@@ -63,6 +88,8 @@ class ProductSets:
         The run.
     visible : callable
         Awaited with each complete set.
+    publish : callable, optional
+        Awaited with the event that tells of it, after that.
     observe : callable
         Told about each complete set.
     """
@@ -74,6 +101,7 @@ class ProductSets:
         results: Results,
         run: str,
         visible: Visible,
+        publish: Publish | None = None,
         observe: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         self._store = store
@@ -81,6 +109,7 @@ class ProductSets:
         self._run = run
         self._records = RunRecords(store, run)
         self._visible = visible
+        self._publish = publish
         self._observe = observe
         self._lock = anyio.Lock()
 
@@ -133,7 +162,7 @@ class ProductSets:
                 yield ProductSet(**json.loads(data))
 
     async def check(self, association: str) -> None:
-        """Write the record and project it if the newest revision is complete."""
+        """Write the record, project it and tell of it if the newest revision is complete."""
         async with self._lock:
             close = await self.newest_close(association)
             if close is None:
@@ -142,8 +171,12 @@ class ProductSets:
             complete = await self._complete(members, close)
             if complete is None:
                 return
-            await self._store.put(self._key(association, close.revision), canonical_json(complete.to_json()))
+            key, data = self._key(association, close.revision), canonical_json(complete.to_json())
+            await self._store.put(key, data)
             await self._visible(complete)
+            if self._publish is not None:
+                digest = hashlib.sha256(data).hexdigest()
+                await self._publish(complete.event(self._run, close, record=key, record_digest=digest))
         self._observe({"event": "products", "association": association, "revision": close.revision})
 
     async def _complete(self, members: MemberList, close: Close) -> ProductSet | None:
@@ -172,7 +205,13 @@ class ProductSets:
                 "identity": manifest.identity,
                 "summary": manifest.extra.get("summary", {}),
                 "products": [
-                    {"name": o.name, "key": o.key, "digest": o.digest, "size": o.size}
+                    {
+                        "name": o.name,
+                        "key": o.key,
+                        "digest": o.digest,
+                        "size": o.size,
+                        "content": manifest.extra.get("content", {}).get(o.name),
+                    }
                     for o in manifest.objects
                     if o.kind is ObjectKind.PRODUCT
                 ],

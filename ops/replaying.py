@@ -30,7 +30,7 @@ from stream.broker.protocol import Record
 from stream.clock import SystemClock
 from stream.failure import PermanentError, PoisonError
 from stream.member_list import put_member_list, read_member_list
-from stream.message import MemberMessage, Message, decode
+from stream.message import MemberMessage, Message, OrderMessage, decode
 from stream.router import Router
 from stream.topology import topic_name
 
@@ -116,6 +116,8 @@ async def _select(options: argparse.Namespace, connection: Connection, view: Run
         try:
             message = decode(record)
         except PoisonError:
+            continue
+        if isinstance(message, OrderMessage):  # about closes of the old run
             continue
         name = message.member if isinstance(message, MemberMessage) else message.exposure
         if options.exposure and not any(fnmatch.fnmatchcase(name, glob) for glob in options.exposure):

@@ -15,12 +15,21 @@ from pydantic import BaseModel, TypeAdapter
 
 from ops.product_sets import ProductSet
 from stream.association import Close, ClosedMember, MemberRecord
-from stream.headers import DEAD_LETTER_HEADERS, MESSAGE_HEADERS, RETRY_HEADERS, HeaderSpec
+from stream.headers import DEAD_LETTER_HEADERS, EVENT_HEADERS, MESSAGE_HEADERS, RETRY_HEADERS, HeaderSpec
 from stream.member_list import MemberList
-from stream.message import SCHEMA_VERSION, MemberMessage, MemberStatus, Message, MessageKind
+from stream.message import (
+    SCHEMA_VERSION,
+    MemberMessage,
+    MemberStatus,
+    Message,
+    MessageKind,
+    OrderAction,
+    OrderMessage,
+)
+from stream.product_event import EventProduct, ProductEvent
 from stream.results import Manifest, StoredObject
 
-__all__ = ["DRAFT", "changelog_schema", "header_schema", "message_schema", "schemas"]
+__all__ = ["DRAFT", "changelog_schema", "event_schema", "header_schema", "message_schema", "schemas"]
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 
@@ -35,6 +44,7 @@ _PURPOSE = {
     MessageKind.EXPOSURE: "Work on an exposure, from a start stage on.",
     MessageKind.FINALIZE: "Finish an exposure as a member of an association, with or without a joint solution.",
     MessageKind.MEMBER: "What became of one member of an association; asks for nothing.",
+    MessageKind.ORDER: "What an operator wants done with an association. Since version 1.1.",
 }
 
 _FOR_FINALIZE = ("association", "revision", "solution")
@@ -47,6 +57,8 @@ def schemas() -> dict[str, dict[str, Any]]:
         "dead-letter-headers": header_schema(
             "Headers that are added to a dead letter; its own are kept", DEAD_LETTER_HEADERS, open_ended=True
         ),
+        "products": event_schema(),
+        "product-event-headers": header_schema("Headers of an event about products", EVENT_HEADERS),
         "changelog": changelog_schema(),
         "manifest": _document(Manifest, required=("objects",), closed=(), parts={"objects": StoredObject}),
         "close": _document(Close, closed=("members",), parts={"members": ClosedMember}),
@@ -61,7 +73,8 @@ def message_schema(kind: MessageKind) -> dict[str, Any]:
 
     JSON Schema cannot tell ``1`` from ``1.0``; the decoder takes only the first for an integer.
     """
-    model = MemberMessage if kind is MessageKind.MEMBER else Message
+    models: dict[MessageKind, type[BaseModel]] = {MessageKind.MEMBER: MemberMessage, MessageKind.ORDER: OrderMessage}
+    model = models.get(kind, Message)
     schema = _model_schema(model)
     properties = schema["properties"]
     properties["kind"] = {"const": kind.value, "description": _COMMON["kind"]}
@@ -80,6 +93,16 @@ def message_schema(kind: MessageKind) -> dict[str, Any]:
     rules = [_unknown_fields_are_newer(properties)]
     if kind is MessageKind.MEMBER:
         rules += _member_rules(properties)
+    if kind is MessageKind.ORDER:
+        first = {"const": 1}
+        closes = {"properties": {"action": {"const": OrderAction.CLOSE.value}}}
+        rules.append(
+            {
+                "if": closes,
+                "then": {"properties": {"revision": first}},
+                "else": {"properties": {"revision": {"not": first}}},
+            }
+        )
     return {
         "title": f"{kind.value} message",
         "description": _PURPOSE[kind],
@@ -87,6 +110,24 @@ def message_schema(kind: MessageKind) -> dict[str, Any]:
         "properties": properties,
         "required": sorted(required),
         "allOf": rules,
+    }
+
+
+def event_schema() -> dict[str, Any]:
+    """Schema of the event that products became visible."""
+    schema = _model_schema(ProductEvent)
+    properties = schema["properties"]
+    properties["kind"] = {"const": "products", "description": "What the event tells."}
+    properties["schema_version"]["pattern"] = rf"^{_major()}\.(0|[1-9][0-9]*)$"
+    product = next(part for part in properties["exposures"]["anyOf"] if part != {"type": "null"})
+    _describe(product["additionalProperties"]["items"], EventProduct)
+    return {
+        "title": "products event",
+        "description": "All products of one revision of an association are visible.",
+        "type": "object",
+        "properties": properties,
+        "required": sorted({*schema["required"], "kind"}),
+        "allOf": [_unknown_fields_are_newer(properties)],
     }
 
 

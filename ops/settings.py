@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from stream.failure import PermanentError
 
 __all__ = ["AssociationRules", "CustomStage", "RunSettings", "load_settings", "parse_assignment", "parse_reference_pin"]
+
+_DETECTOR = re.compile(r"WFI[0-9]{2}")
 
 
 class CustomStage(BaseModel):
@@ -85,6 +88,10 @@ class RunSettings(BaseSettings):
     associations: AssociationRules = Field(
         default_factory=AssociationRules, description="When associations close (distributed engine)."
     )
+    detectors: tuple[str, ...] = Field(
+        default=tuple(f"WFI{number:02d}" for number in range(1, 19)),
+        description="Detectors that ``ingest --group-detectors`` expects of each exposure.",
+    )
     run: str = Field(default="prompt", description="The run that the distributed verbs work on.")
     broker: str = Field(
         default="embedded:",
@@ -125,6 +132,15 @@ class RunSettings(BaseSettings):
         default="127.0.0.1:0", description="Where a worker answers /healthz, /readyz and /metrics; port 0 for any."
     )
     stages: dict[str, CustomStage] = Field(default_factory=dict, description="Stages added or replaced by name.")
+
+    @field_validator("detectors")
+    @classmethod
+    def _in_order(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        upper = sorted(name.strip().upper() for name in value)
+        if not upper or len(set(upper)) != len(upper) or not all(_DETECTOR.fullmatch(name) for name in upper):
+            msg = "expected names of detectors, each once, like WFI01"
+            raise ValueError(msg)
+        return tuple(upper)
 
     @classmethod
     def settings_customise_sources(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["PRODUCT_EXTENSIONS", "base_name", "product_name"]
+__all__ = ["PRODUCT_EXTENSIONS", "base_name", "product_name", "split_detector"]
 
 _SUFFIXES = (
     "ca", "crf", "cal", "dark", "flat", "median", "phot", "photom", "ramp", "rate", "uncal",
@@ -16,6 +16,7 @@ _SUFFIXES = (
     "sourcecatalogstep", "tweakregstep", "wfi18transientstep", "multibandcatalogstep",
 )  # fmt: skip
 _TRAILING = re.compile(rf"^(?P<base>.+?)(?P<separator>[-_])(?:{'|'.join(sorted(_SUFFIXES, key=len, reverse=True))})$")
+_DETECTOR = re.compile(r"^(?P<before>.+)_(?P<detector>wfi\d{2})(?P<after>_.+)?$", re.IGNORECASE)
 
 PRODUCT_EXTENSIONS = {"cal": ".asdf", "wcs": ".asdf", "segm": ".asdf", "cat": ".parquet"}
 """File extension of each product, by suffix."""
@@ -26,6 +27,16 @@ def base_name(filename: str) -> str:
     stem = _stem(filename)
     match = _TRAILING.match(stem)
     return match["base"] if match else stem
+
+
+def split_detector(name: str) -> tuple[str, str, str] | None:
+    """Split a base name at its detector part: what lies before ``_wfi07``, ``wfi07``, and what follows it.
+
+    The first and last part together name the exposure of the observation, which all its detectors share. None where
+    there is no such part.
+    """
+    match = _DETECTOR.match(name)
+    return None if match is None else (match["before"], match["detector"], match["after"] or "")
 
 
 def product_name(filename: str, suffix: str) -> str:

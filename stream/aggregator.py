@@ -7,36 +7,34 @@ repeated from it if it was not finished.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from stream.association import Association, AssociationSettings, Close, CloseOutcome, MemberRecord, Seen
+from stream.association import Association, AssociationSettings, Close, Seen
 from stream.broker.protocol import Broker, Record, TopicPartition
+from stream.changelog import Changelog, KeptMember
 from stream.clock import Clock
 from stream.dead_letters import bury
-from stream.failure import Failure, FailureClass, PermanentError, PoisonError, RetriableError
-from stream.identity import canonical_json
+from stream.dispatch import Abandon, Dispatcher, Solved, Solver
+from stream.failure import FailureClass, PermanentError, PoisonError, RetriableError
 from stream.inbox import REVOKE_SECONDS, Inbox
 from stream.lease import Lease, OrphanedError
 from stream.member_list import load_close, put_close, read_member_list
-from stream.message import MemberMessage, MemberStatus, Message
+from stream.message import MemberMessage, OrderMessage, decode
 from stream.router import Router
 from stream.store import ObjectStore
 from stream.topology import changelog_topic_name, topic_name
-from stream.tracing import Forwarding, Resting, Tracing, carrying, current_traceparent, traced
+from stream.tracing import Forwarding, Resting, Tracing, current_traceparent, traced
 
 __all__ = ["Aggregator", "Solved", "Solver"]
 
 LOG = logging.getLogger(__name__)
 
-DISPATCHED = "#dispatched"
 IDLE_SECONDS = 3600.0
 """Longest sleep of the timer when nothing is due; a member's arrival wakes it at once."""
 
@@ -46,20 +44,6 @@ BACKLOG_SECONDS = 0.5
 _PAUSE_SECONDS = 5.0
 """Between tries to send members on while broker or store do not answer."""
 
-
-@dataclass(frozen=True, slots=True)
-class Solved:
-    """A joint solution: the key of its manifest."""
-
-    manifest: str
-    identity: str
-
-
-Solver = Callable[[Close, dict[str, MemberMessage]], Awaitable[Solved | None]]
-"""Solves one close; None when no member can be aligned. Failures of the fit itself are part of a solution."""
-
-Abandon = Callable[[Message, str], Awaitable[None]]
-"""Told about a member that will not be finalized, and why."""
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -83,6 +67,8 @@ class Aggregator:
         Time.
     observe : callable
         Told about members, closes and dispatches.
+    dispatched : callable
+        Awaited with an association when the members of a close were sent on, before that is taken note of.
     start : str
         Where a partition without a commit starts (see `stream.inbox.Inbox`).
     revoke_seconds : float
@@ -102,6 +88,7 @@ class Aggregator:
         settings: AssociationSettings,
         clock: Clock,
         observe: Observer = lambda _: None,
+        dispatched: Callable[[str], Awaitable[None]] | None = None,
         start: str = "earliest",
         revoke_seconds: float = REVOKE_SECONDS,
         tracing: Tracing | None = None,
@@ -109,21 +96,19 @@ class Aggregator:
         self._broker = broker
         self._store = store
         self._router = router
-        self._solver = solver
-        self._abandon = abandon
         self._settings = settings
         self._clock = clock
         self._observe = observe
-        self._tracing = tracing or Forwarding()
+        tracing = tracing or Forwarding()
+        self._dispatcher = Dispatcher(router=router, solver=solver, abandon=abandon, tracing=tracing)
+        self._after_dispatch = dispatched
         self._associations: dict[str, Association] = {}
-        self._messages: dict[str, dict[str, MemberMessage]] = {}
-        self._traces: dict[str, dict[str, Resting]] = {}
+        self._members: dict[str, dict[str, KeptMember]] = {}
         self._dispatched: dict[str, int] = {}
-        self._at_once: set[tuple[str, str]] = set()
         self._unlogged: set[tuple[str, str]] = set()
         self._partition: dict[str, int] = {}
         self._backlog: dict[int, int] = {}
-        self._changelog = changelog_topic_name(router.run, router.joint_stage)
+        self._changelog = Changelog(broker, changelog_topic_name(router.run, router.joint_stage))
         self._topic = topic_name(router.run, router.joint_stage)
         self._wake = anyio.Event()
         self._tasks: TaskGroup | None = None
@@ -131,7 +116,7 @@ class Aggregator:
             broker=broker,
             group=self._topic,
             topics=(self._topic,),
-            handler=traced(self._take, self._tracing, router.joint_stage),
+            handler=traced(self._take, tracing, router.joint_stage),
             start=start,
             clock=clock,
             revoke_seconds=revoke_seconds,
@@ -169,27 +154,16 @@ class Aggregator:
         mine = {partition.partition for partition in partitions}
         extents = await self._broker.extents(self._topic)
         self._backlog.update({number: extents[number][1] for number in mine})
-        records: dict[str, list[MemberRecord]] = {}
-        for key, record in (await self._broker.read_latest(self._changelog)).items():
-            association, _, member = key.decode().partition("/")
-            value = json.loads(record.value or b"null")
-            if value["partition"] not in mine:
-                continue
-            self._partition[association] = value["partition"]
-            if member == DISPATCHED:
-                self._dispatched[association] = int(value["revision"])
-                continue
-            restored = MemberRecord.from_json(value["record"])
-            records.setdefault(association, []).append(restored)
-            message = MemberMessage.model_validate_json(json.dumps(value["message"]))
-            self._messages.setdefault(association, {})[member] = message
-            self._traces.setdefault(association, {})[member] = Resting(value.get("traceparent"), restored.changed_at)
-        for association, found in records.items():
+        kept = await self._changelog.read(mine)
+        for association, known in kept.items():
+            self._partition[association] = known.partition
+            self._dispatched[association] = known.dispatched
+            self._members[association] = dict(known.members)
             state = await self._state(association)
-            state.restore(found)
-        for association in records:
+            state.restore(member.record for member in known.members.values())
+        for association in kept:
             await self._resume(association)
-        self._observe({"event": "restored", "associations": len(records), "seconds": self._clock.monotonic() - began})
+        self._observe({"event": "restored", "associations": len(kept), "seconds": self._clock.monotonic() - began})
         self._wake.set()
 
     async def _let_go(self, partitions: Sequence[TopicPartition]) -> None:
@@ -197,7 +171,7 @@ class Aggregator:
         gone = {partition.partition for partition in partitions}
         for association in [known for known, number in self._partition.items() if number in gone]:
             del self._partition[association]
-            for kept in (self._associations, self._messages, self._traces, self._dispatched):
+            for kept in (self._associations, self._members, self._dispatched):
                 kept.pop(association, None)
         for number in gone:
             self._backlog.pop(number, None)
@@ -220,12 +194,17 @@ class Aggregator:
             members = await read_member_list(self._store, self._router.run, association)
             state = Association(association, self._settings)
             state.expect(members.members)
-            revision = 1
-            while (close := await load_close(self._store, self._router.run, association, revision)) is not None:
-                state.record_close(close)
-                revision += 1
+            await self._catch_up(state)
             self._associations[association] = state
         return state
+
+    async def _catch_up(self, state: Association) -> bool:
+        """Learn of the closes in the store that are not known yet; whether there were any."""
+        first = revision = 1 + (0 if state.last_close is None else state.last_close.revision)
+        while (close := await load_close(self._store, self._router.run, state.id, revision)) is not None:
+            state.record_close(close)
+            revision += 1
+        return revision > first
 
     async def _resume(self, association: str) -> None:
         """Finish what a crash interrupted: a close whose members were not all sent on, or one that is due."""
@@ -236,20 +215,26 @@ class Aggregator:
 
     async def _take(self, record: Record, lease: Lease) -> None:
         began = self._clock.monotonic()
-        await self._member(record, lease)
+        await self._handle(record, lease)
         self._observe(
             {"event": "record_done", "segment": self._router.joint_stage, "seconds": self._clock.monotonic() - began}
         )
 
-    async def _member(self, record: Record, lease: Lease) -> None:
+    async def _handle(self, record: Record, lease: Lease) -> None:
         try:
-            message = MemberMessage.from_record(record)
+            message = _about_association(record)
             state = await self._state(message.association)
+            self._partition[message.association] = record.partition
+            if isinstance(message, OrderMessage):
+                await self._order(message, state, lease)
+                return
         except (PoisonError, PermanentError) as error:
             lease.check()
             await self._bury(record, error)
             return
-        self._partition[message.association] = record.partition
+        await self._member(message, state, record, lease)
+
+    async def _member(self, message: MemberMessage, state: Association, record: Record, lease: Lease) -> None:
         entry = (message.association, message.member)
         seen = state.observe(
             message.member, message.status, message.digest, offset=record.offset, now=self._clock.now()
@@ -258,14 +243,12 @@ class Aggregator:
             self._unlogged.add(entry)
         if entry in self._unlogged:  # also when an earlier try at this record got no further
             known = next(r for r in state.records() if r.member == message.member)
-            self._messages.setdefault(message.association, {})[message.member] = message
-            trace = current_traceparent()
-            self._traces.setdefault(message.association, {})[message.member] = Resting(trace, known.changed_at)
+            member = KeptMember(known, message, Resting(current_traceparent(), known.changed_at))
+            self._members.setdefault(message.association, {})[message.member] = member
             lease.check()
-            change = {"record": known.to_json(), "message": message.model_dump(mode="json"), "traceparent": trace}
-            await self._log_change(message.association, message.member, change)
+            await self._changelog.note_member(message.association, record.partition, member)
             self._unlogged.discard(entry)
-        await self._finalize_at_once(message)
+        await self._dispatcher.finalize_at_once(message)
         self._observe(
             {"event": "member", "association": message.association, "exposure": message.member,
              "status": message.status.value, "seen": seen.value, "reason": message.reason,
@@ -275,12 +258,33 @@ class Aggregator:
         await self._check(state)
         self._wake.set()
 
-    async def _log_change(self, association: str, member: str, value: dict[str, Any]) -> None:
-        await self._broker.publish(
-            self._changelog,
-            key=f"{association}/{member}".encode(),
-            value=canonical_json({"partition": self._partition[association], **value}),
-        )
+    async def _order(self, order: OrderMessage, state: Association, lease: Lease) -> None:
+        """Do what an operator asks for, unless the revision that the order names is there already."""
+        missed = await self._catch_up(state)
+        if missed and state.last_close is not None:  # of an owner before us, who did not get to send its members on
+            self._dispatch_soon(state.last_close)
+        revision = 0 if state.last_close is None else state.last_close.revision
+        if order.revision > revision + 1:
+            raise PermanentError(
+                f"an order for revision {order.revision} of association {state.id}, which has {revision} so far"
+            )
+        refusal = None
+        if order.revision <= revision:
+            refusal = f"revision {order.revision} is there already"
+        elif not state.records():
+            refusal = "no member has come"
+        elif not state.changed:
+            refusal = f"nothing changed since revision {revision}"
+        if refusal is None:
+            lease.check()
+            await self._closed(state, state.close_by_operator())
+        else:
+            LOG.info("order to %s association %s: %s", order.action.value, state.id, refusal)
+        self._observe(
+            {"event": "order", "association": state.id, "action": order.action.value, "revision": order.revision,
+             "refusal": refusal}
+        )  # fmt: skip
+        self._wake.set()
 
     async def _bury(self, record: Record, error: Exception) -> None:
         LOG.error("member message refused: %s", error)
@@ -319,61 +323,16 @@ class Aggregator:
             else:
                 return
 
-    async def _finalize_at_once(self, message: MemberMessage) -> None:
-        done = (message.association, message.digest)
-        if message.status in {MemberStatus.SKIPPED, MemberStatus.SATURATED} and done not in self._at_once:
-            self._at_once.add(done)
-            await self._router.send(self._router.finalization(message, revision=None, solution=None))
-
     async def _dispatch(self, close: Close) -> None:
-        messages = self._messages.get(close.association, {})
-        present = {m: messages[m] for m in close.used if m in messages}
-        traces = self._traces.get(close.association, {})
-        with self._tracing.closing(
-            f"close {self._router.joint_stage}", [traces[member].traceparent for member in present],
-            association=close.association, revision=close.revision, reason=close.reason.value,
-            outcome=close.outcome.value, expected=len(close.members), used=len(present),
-        ):  # fmt: skip
-            solved, unsolved = await self._solve(close, present)
-            for message in present.values():
-                self._check_owned(close.association)
-                await self._send_on(close, message, traces[message.member], solved, unsolved)
-        self._check_owned(close.association)
-        await self._log_change(close.association, DISPATCHED, {"revision": close.revision})
-        self._dispatched[close.association] = close.revision
-        self._observe({"event": "dispatched", "association": close.association, "revision": close.revision})
-
-    async def _solve(self, close: Close, present: dict[str, MemberMessage]) -> tuple[Solved | None, str | None]:
-        """Solution of a close, and why there is none where there should be."""
-        if close.outcome is not CloseOutcome.ALIGN:
-            return None, None
-        try:
-            return await self._solver(close, present), None
-        except Failure as error:
-            if error.failure_class is FailureClass.FATAL:
-                raise
-            LOG.error("association %s cannot be solved: %s", close.association, error)  # noqa: TRY400
-            return None, str(error)
-
-    async def _send_on(
-        self, close: Close, message: MemberMessage, trace: Resting, solved: Solved | None, unsolved: str | None
-    ) -> None:
-        """Have a member finalized, in the exposure's own trace."""
-        if message.status is not MemberStatus.OK:
-            with carrying(trace.traceparent):
-                await self._finalize_at_once(message)
-            return
-        finalize = self._router.finalization(
-            message, revision=close.revision, solution=solved.manifest if solved else None
-        )
-        with self._tracing.resuming(
-            f"await {self._router.joint_stage}", trace,
-            association=close.association, revision=close.revision, exposure=message.member,
-        ):  # fmt: skip
-            if unsolved is None:
-                await self._router.send(finalize)
-            else:
-                await self._abandon(finalize, unsolved)
+        association = close.association
+        members = self._members.get(association, {})
+        await self._dispatcher.send(close, members, lambda: self._check_owned(association))
+        if self._after_dispatch is not None:
+            await self._after_dispatch(association)
+        self._check_owned(association)
+        await self._changelog.note_dispatched(association, self._partition[association], close.revision)
+        self._dispatched[association] = close.revision
+        self._observe({"event": "dispatched", "association": association, "revision": close.revision})
 
     async def _timer(self) -> None:
         while True:
@@ -395,3 +354,9 @@ class Aggregator:
         except RetriableError as error:
             LOG.warning("association %s cannot be closed now: %s", state.id, error)
             await self._clock.sleep(_PAUSE_SECONDS)
+
+
+def _about_association(record: Record) -> MemberMessage | OrderMessage:
+    """Decode a record of the joint stage's topic."""
+    message = decode(record)
+    return message if isinstance(message, OrderMessage) else MemberMessage.from_record(record)

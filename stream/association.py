@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from stream.close import MISSING, Close, ClosedMember, CloseOutcome, CloseReason, is_absent
 from stream.failure import PermanentError
 from stream.message import MemberStatus
 
@@ -28,9 +29,6 @@ __all__ = [
     "Seen",
 ]
 
-MISSING = "missing"
-"""Status, in a close, of a member that has not come."""
-
 
 class OnMissing(StrEnum):
     """What to do about members that failed or have not come at the deadline."""
@@ -41,24 +39,6 @@ class OnMissing(StrEnum):
     """Wait for a redrive or an operator."""
     FAIL = "fail"
     """Align none: each is finalized with its own WCS."""
-
-
-class CloseReason(StrEnum):
-    """Why an association closed."""
-
-    COMPLETE = "complete"
-    DEADLINE = "deadline"
-    OPERATOR = "operator"
-    CHANGED = "changed"
-    """A member came or changed after the close before."""
-
-
-class CloseOutcome(StrEnum):
-    """What is to be done with the members."""
-
-    ALIGN = "align"
-    FAIL = "fail"
-    """Too much is missing: no solution for anyone."""
 
 
 class Seen(StrEnum):
@@ -122,51 +102,6 @@ class MemberRecord:
         return cls(**{**value, "status": MemberStatus(value["status"])})
 
 
-@dataclass(frozen=True, slots=True)
-class ClosedMember:
-    """A member as it was at a close: status ``missing`` and no digest when it had not come."""
-
-    member: str
-    status: str
-    digest: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """One close of an association: members in canonical order. Times do not enter, so that racers decide alike."""
-
-    association: str
-    revision: int
-    reason: CloseReason
-    outcome: CloseOutcome
-    members: tuple[ClosedMember, ...]
-
-    @property
-    def expected(self) -> tuple[str, ...]:
-        """All members, in canonical order."""
-        return tuple(member.member for member in self.members)
-
-    @property
-    def used(self) -> tuple[str, ...]:
-        """Members that came and did not fail, in canonical order."""
-        return tuple(member.member for member in self.members if not _absent(member.status))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the close as a JSON value."""
-        return {**asdict(self), "members": [asdict(member) for member in self.members]}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Close:
-        """Read what `to_json` wrote."""
-        return cls(
-            association=value["association"],
-            revision=value["revision"],
-            reason=CloseReason(value["reason"]),
-            outcome=CloseOutcome(value["outcome"]),
-            members=tuple(ClosedMember(**member) for member in value["members"]),
-        )
-
-
 class Association:
     """State of one association.
 
@@ -212,6 +147,10 @@ class Association:
     def changed(self) -> bool:
         """Whether a member came or changed after the newest close (or there is none)."""
         return bool(self._close is None or self._changes())
+
+    def changed_members(self) -> tuple[str, ...]:
+        """Members that came or changed after the newest close, in canonical order; all that came if there is none."""
+        return tuple(record.member for record in self._changes())
 
     def records(self) -> tuple[MemberRecord, ...]:
         """The state of the members, one record each, by member id."""
@@ -320,7 +259,7 @@ class Association:
         return self._closed(CloseReason.CHANGED)
 
     def close_by_operator(self) -> Close:
-        """Return the close that an operator asks for: now, with whoever is there.
+        """Return the close that an operator asks for: now, with whoever is there, whatever ``on_missing`` says.
 
         Raises
         ------
@@ -352,7 +291,7 @@ class Association:
     def _first_close(self, now: float | None) -> Close | None:
         wait = self.settings.on_missing is OnMissing.WAIT
         if len(self._members) == len(self._places):
-            failed = any(_absent(record.status) for record in self._members.values())
+            failed = any(is_absent(record.status) for record in self._members.values())
             return None if failed and wait else self._closed(CloseReason.COMPLETE)
         deadline = self._deadline_at
         if now is None or deadline is None or now < deadline or wait:
@@ -365,8 +304,9 @@ class Association:
 
     def _closed(self, reason: CloseReason) -> Close:
         members = self._snapshot()
-        present = sum(not _absent(member.status) for member in members)
-        incomplete = present < len(members) and self.settings.on_missing is OnMissing.FAIL
+        present = sum(not is_absent(member.status) for member in members)
+        strict = self.settings.on_missing is OnMissing.FAIL and reason is not CloseReason.OPERATOR
+        incomplete = strict and present < len(members)
         outcome = CloseOutcome.FAIL if incomplete or present < self.settings.minimum else CloseOutcome.ALIGN
         revision = 1 if self._close is None else self._close.revision + 1
         return Close(self.id, revision, reason, outcome, members)
@@ -391,9 +331,5 @@ class Association:
         return max(record.changed_at for record in changes) + self.settings.revision_delay
 
     def _newly_absent(self, last: Close) -> bool:
-        before = {member.member for member in last.members if _absent(member.status)}
-        return any(_absent(member.status) and member.member not in before for member in self._snapshot())
-
-
-def _absent(status: str) -> bool:
-    return status in {MISSING, MemberStatus.FAILED.value}
+        before = {member.member for member in last.members if is_absent(member.status)}
+        return any(is_absent(member.status) and member.member not in before for member in self._snapshot())

@@ -14,7 +14,7 @@ from stream.failure import FailureClass
 from stream.message import CONTENT_TYPE, MessageKind
 from stream.tracing import TRACEPARENT
 
-__all__ = ["DEAD_LETTER_HEADERS", "MESSAGE_HEADERS", "RETRY_HEADERS", "HeaderSpec"]
+__all__ = ["DEAD_LETTER_HEADERS", "EVENT_HEADERS", "MESSAGE_HEADERS", "RETRY_HEADERS", "HeaderSpec"]
 
 _NUMBER = r"^(0|[1-9][0-9]*)$"
 
@@ -43,7 +43,7 @@ MESSAGE_HEADERS = (
     ),
     HeaderSpec("ce_source", "`/rampstream/` and the run.", pattern=r"^/rampstream/[^/\s]+$"),
     HeaderSpec("ce_type", "Kind of the message.", pattern=_one_of(*(f"rampstream.{kind}" for kind in MessageKind))),
-    HeaderSpec("ce_subject", "Id of the exposure or the member."),
+    HeaderSpec("ce_subject", "Id of the exposure, the member, or the association of an order or of products."),
     HeaderSpec("ce_dataref", "Key of the manifest that the message points to.", required=False),
     HeaderSpec(
         "ce_time",
@@ -59,6 +59,13 @@ MESSAGE_HEADERS = (
         required=False,
         pattern="^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$",
     ),
+)
+
+EVENT_HEADERS = tuple(
+    HeaderSpec("ce_type", "Kind of the event.", pattern=_one_of("rampstream.products"))
+    if header.name == "ce_type"
+    else header
+    for header in MESSAGE_HEADERS
 )
 
 RETRY_HEADERS = (

@@ -1,18 +1,20 @@
-"""Messages: small immutable JSON envelopes about one exposure, and their CloudEvents headers. Never pixels."""
+"""Messages: small immutable JSON envelopes about one exposure or one association. Never pixels.
+
+What they have in common is in `stream.envelope`.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from stream.broker.protocol import Headers, Record
-from stream.failure import PermanentError, PoisonError
-from stream.identity import canonical_json, hash_parts
+from stream.envelope import CONTENT_TYPE, SCHEMA_VERSION, Digest, Envelope, Id, Key
+from stream.failure import PoisonError
+from stream.identity import hash_parts
 
 __all__ = [
     "CONTENT_TYPE",
@@ -22,19 +24,10 @@ __all__ = [
     "MemberStatus",
     "Message",
     "MessageKind",
+    "OrderAction",
+    "OrderMessage",
     "decode",
 ]
-
-SCHEMA_VERSION = "1.0"
-CONTENT_TYPE = b"application/json"
-
-_VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
-
-Id = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[^/\s\x00-\x1f]+$")]
-"""An id that can be part of an object key."""
-
-Key = Annotated[str, Field(min_length=1, max_length=1024)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class MessageKind(StrEnum):
@@ -46,6 +39,8 @@ class MessageKind(StrEnum):
     """Status of one member of an association, for the aggregator."""
     FINALIZE = "finalize"
     """Finish an exposure as a member of an association, with or without a joint solution."""
+    ORDER = "order"
+    """What an operator wants done with an association, for the aggregator. Since version 1.1."""
 
 
 class MemberStatus(StrEnum):
@@ -57,76 +52,13 @@ class MemberStatus(StrEnum):
     SATURATED = "saturated"
 
 
-class Envelope(BaseModel):
-    """Base of the messages: strict types, immutable, and tolerant of newer minor versions.
+class OrderAction(StrEnum):
+    """What an operator may want done with an association."""
 
-    Fields that a newer minor version added are kept and emitted again; in a message of this version or an older one
-    they are an error. A newer major version is refused. Do not change the contents of ``facts``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    schema_version: str = SCHEMA_VERSION
-    run: Id
-    facts: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("schema_version")
-    @classmethod
-    def _supported(cls, value: str) -> str:
-        if not _VERSION.fullmatch(value):
-            msg = f"{value!r} is not a version like {SCHEMA_VERSION!r}"
-            raise ValueError(msg)
-        if _version(value)[0] != _version(SCHEMA_VERSION)[0]:
-            msg = f"major version of {value!r} is not supported, this software reads {SCHEMA_VERSION!r}: upgrade it"
-            raise ValueError(msg)
-        return value
-
-    @field_validator("facts")
-    @classmethod
-    def _json_only(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            copied: dict[str, Any] = json.loads(canonical_json(value))
-        except PermanentError as error:
-            raise ValueError(str(error)) from error
-        return copied
-
-    @model_validator(mode="after")
-    def _unknown_fields_are_newer(self) -> Self:
-        if self.model_extra and _version(self.schema_version) <= _version(SCHEMA_VERSION):
-            msg = f"version {self.schema_version} has no field {', '.join(map(repr, sorted(self.model_extra)))}"
-            raise ValueError(msg)
-        return self
-
-    def encode(self) -> bytes:
-        """Return the message as canonical JSON."""
-        return canonical_json(self.model_dump(mode="json"))
-
-    def replaced(self, **changes: Any) -> Self:
-        """Return a copy with other values, checked; fields of newer versions go along."""
-        return type(self).model_validate({**{name: getattr(self, name) for name in self._names()}, **changes})
-
-    def _names(self) -> list[str]:
-        return [*type(self).model_fields, *(self.model_extra or {})]
-
-    def _ce_headers(
-        self, *, event: str, event_id: str, subject: str, dataref: str | None, when: float | None, trace: str | None
-    ) -> Headers:
-        headers = [
-            ("ce_specversion", "1.0"),
-            ("ce_id", event_id),
-            ("ce_source", f"/rampstream/{self.run}"),
-            ("ce_type", f"rampstream.{event}"),
-            ("ce_subject", subject),
-            ("content-type", CONTENT_TYPE.decode()),
-            ("schema_version", self.schema_version),
-        ]
-        if dataref is not None:
-            headers.append(("ce_dataref", dataref))
-        if when is not None:
-            headers.append(("ce_time", datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds")))
-        if trace is not None:
-            headers.append(("traceparent", trace))
-        return tuple((name, value.encode()) for name, value in headers)
+    CLOSE = "close"
+    """Close it now, with whoever is there."""
+    REOPEN = "reopen"
+    """Open a new revision now, with what came or changed since the last close."""
 
 
 class Message(Envelope):
@@ -289,7 +221,50 @@ class MemberMessage(Envelope):
         raise PoisonError(_where(record) + f"is of kind {message.kind.value!r}, expected 'member'")
 
 
-def decode(record: Record) -> Message | MemberMessage:
+class OrderMessage(Envelope):
+    """What an operator wants done with one association; in the log it is ordered with the members' statuses.
+
+    Attributes
+    ----------
+    association : str
+        Id of the association.
+    action : OrderAction
+        What to do.
+    revision : int
+        The revision that is wanted: 1 for a close, 2 or more for another one. Where it is there already, nothing is
+        done, so that an order may be repeated.
+    """
+
+    kind: Literal[MessageKind.ORDER] = MessageKind.ORDER
+    association: Id
+    action: OrderAction
+    revision: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.action is OrderAction.CLOSE) != (self.revision == 1):
+            msg = f"an order to {self.action.value} cannot be for revision {self.revision}: 1 is for the first close"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def key(self) -> bytes:
+        """Key of the record: the association's id, as the members' statuses have it."""
+        return self.association.encode()
+
+    def event_id(self, topic: str) -> str:
+        """Return the ``ce_id``: equal for each time the same order is published to the same topic."""
+        return hash_parts("event", topic, self.run, self.kind, self.association, self.action, self.revision)
+
+    def headers(self, topic: str, *, time: float | None = None, traceparent: str | None = None) -> Headers:
+        """CloudEvents headers in binary mode; ``time`` in Unix seconds."""
+        return self._ce_headers(
+            event=self.kind, event_id=self.event_id(topic), subject=self.association, dataref=None,
+            when=time, trace=traceparent,
+        )  # fmt: skip
+
+
+def decode(record: Record) -> Message | MemberMessage | OrderMessage:
     """Decode a record by its kind.
 
     Raises
@@ -306,12 +281,18 @@ def decode(record: Record) -> Message | MemberMessage:
         raise PoisonError(_where(record) + f"is not JSON in UTF-8: {error}") from error
     if not isinstance(document, dict):
         raise PoisonError(_where(record) + f"is a JSON {type(document).__name__}, expected an object")
-    message_type = MemberMessage if document.get("kind") == MessageKind.MEMBER else Message
+    message_type = _OF_ASSOCIATIONS.get(str(document.get("kind")), Message)
     try:
         return message_type.model_validate_json(record.value)
     except ValidationError as error:
         problems = "; ".join(_problem(item["loc"], item["msg"]) for item in error.errors(include_url=False))
         raise PoisonError(_where(record) + f"is not a valid message: {problems}") from error
+
+
+_OF_ASSOCIATIONS: dict[str, type[MemberMessage | OrderMessage]] = {
+    MessageKind.MEMBER: MemberMessage,
+    MessageKind.ORDER: OrderMessage,
+}
 
 
 def _refuse_constant(name: str) -> None:
@@ -326,8 +307,3 @@ def _problem(location: tuple[int | str, ...], text: str) -> str:
 
 def _where(record: Record) -> str:
     return f"the record at {record.topic}[{record.partition}]@{record.offset} "
-
-
-def _version(text: str) -> tuple[int, int]:
-    major, minor = text.split(".")
-    return int(major), int(minor)

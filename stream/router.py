@@ -11,7 +11,8 @@ from typing import Any
 from stream.broker.protocol import Broker, TopicSpec
 from stream.clock import Clock
 from stream.failure import PermanentError
-from stream.message import MemberMessage, MemberStatus, Message, MessageKind
+from stream.message import MemberMessage, MemberStatus, Message, MessageKind, OrderMessage
+from stream.product_event import ProductEvent
 from stream.results import Manifest
 from stream.topology import (
     Segments,
@@ -117,11 +118,17 @@ class Router:
             ),
         )
 
-    async def send_member(self, message: MemberMessage) -> None:
-        """Publish a member's status to the topic of the joint stage."""
+    async def send_member(self, message: MemberMessage | OrderMessage) -> None:
+        """Publish a member's status, or an order about its association, to the topic of the joint stage."""
         topic = topic_name(self.run, self.joint_stage)
         headers = message.headers(topic, time=self._clock.now(), traceparent=current_traceparent())
         await self._broker.publish(topic, key=message.key, value=message.encode(), headers=headers)
+
+    async def send_event(self, event: ProductEvent) -> None:
+        """Publish that products became visible."""
+        topic = product_event_topic_name(self.run)
+        headers = event.headers(topic, time=self._clock.now(), traceparent=current_traceparent())
+        await self._broker.publish(topic, key=event.key, value=event.encode(), headers=headers)
 
     @property
     def joint_stage(self) -> str:

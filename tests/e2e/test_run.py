@@ -12,10 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from ops.judge import judge
 from stages.finalize.content_digest import content_digest
+from stream.broker.embedded import EmbeddedBroker
+from stream.broker.protocol import Record
+from stream.topology import product_event_topic_name
 from tests.conftest import Simulated, command, run_command, run_in_process
 
 SUFFIXES = ("_cal.asdf", "_cat.parquet", "_segm.asdf", "_wcs.asdf")
@@ -55,6 +59,28 @@ def test_products_are_those_of_the_simulated_sky(
     assert found.stars_within_3_sigma >= 0.9 * found.stars
     assert found.pointing_error_mas > 100
     assert found.alignment_mas < 2
+
+
+def test_a_run_tells_of_its_products_in_one_event(reference_run: tuple[Path, dict[str, Any]]) -> None:
+    out, report = reference_run
+    (row,) = report["exposures"]
+
+    async def events() -> list[Record]:
+        async with EmbeddedBroker(out / ".rampstream" / "log") as broker:
+            topic = product_event_topic_name(report["run"])
+            ((first, end),) = (await broker.extents(topic)).values()
+            return list(await broker.read(topic, 0, first, end))
+
+    found = anyio.run(events)
+    assert len({record.header("ce_id") for record in found}) == 1
+    value = json.loads(found[0].value or b"")
+    products = {product["name"]: product for product in value["exposures"][row["exposure"]]}
+    assert {str(out / name) for name in products} == set(row["products"])
+    store = out / ".rampstream" / "store"
+    assert all((store / product["key"]).stat().st_size == product["size"] for product in products.values())
+    complete = json.loads((store / value["record"]).read_bytes())
+    manifest = json.loads((store / complete["members"][row["exposure"]]["manifest"]).read_bytes())
+    assert {name: product["content"] for name, product in products.items()} == manifest["extra"]["content"]
 
 
 def test_payloads_are_dropped_when_all_is_well(reference_run: tuple[Path, dict[str, Any]]) -> None:

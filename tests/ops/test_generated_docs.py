@@ -27,14 +27,14 @@ from stream.clock import SystemClock
 from stream.dead_letters import bury
 from stream.failure import PoisonError
 from stream.member_list import MemberList, put_member_list
-from stream.message import MemberMessage, MemberStatus, Message, MessageKind, decode
+from stream.message import MemberMessage, MemberStatus, Message, MessageKind, OrderMessage, decode
 from stream.metrics import CATALOGUE, Metrics
 from stream.results import Manifest, ObjectKind, StoredObject
 from stream.router import Router, run_topics
 from stream.store.obstore_store import open_store
 from stream.topology import Preset, dead_letter_topic_name
 from tests.contract.jobs_suite import until
-from tests.stream.test_message import DIGEST, EXPOSURE, FACTS, FINALIZE, MEMBER, document, record
+from tests.stream.test_message import DIGEST, EXPOSURE, FACTS, FINALIZE, MEMBER, ORDER, document, record
 
 DOCS = Path(__file__).parents[2] / "docs"
 FILES = generated()
@@ -49,6 +49,7 @@ MESSAGES = {
     "exposure": document(Message(**EXPOSURE)),
     "finalize": document(Message(**FINALIZE)),
     "member": document(MemberMessage(**MEMBER)),
+    "order": document(OrderMessage(**ORDER)),
 }
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 
@@ -104,9 +105,9 @@ def test_what_is_encoded_is_valid_and_of_its_kind_alone(kind: str, facts: dict[s
 VALUES = [
     None, True, 0, 1, -3, 2.5, "", "x", "a/b", "a b", "é", "a" * 250, "a" * 1025, DIGEST, DIGEST.upper(), [], ["a"],
     ["a", "a"], ["a", "b"], ["a", 1], {}, {"deep": [1, None]}, "1.0", "1.7", "1.10", "2.0", "0.9", "1", "1.01",
-    *MessageKind, *MemberStatus,
+    *MessageKind, *MemberStatus, "close", "reopen", 2,
 ]  # fmt: skip
-FIELDS = sorted({*Message.model_fields, *MemberMessage.model_fields, "colour", "shape"})
+FIELDS = sorted({*Message.model_fields, *MemberMessage.model_fields, *OrderMessage.model_fields, "colour", "shape"})
 
 
 @st.composite
@@ -124,7 +125,7 @@ def changed_messages(draw: st.DrawFn) -> dict[str, Any]:
 def disagreement(value: dict[str, Any]) -> str | None:
     """How schema and decoder differ about a document of the kind that it says."""
     kind = value.get("kind", "exposure")
-    valid = is_valid(kind if kind in ("finalize", "member") else "exposure", value)
+    valid = is_valid(kind if kind in ("finalize", "member", "order") else "exposure", value)
     try:
         decode(record(json.dumps(value).encode()))
     except PoisonError as error:
@@ -161,6 +162,24 @@ def test_headers_of_messages_are_those_of_the_schema(message: Message | MemberMe
     bare = texts(MemberMessage(run="r", association="a", member="m", status=MemberStatus.FAILED).headers("t"))
     check("message-headers", bare)
     assert bare.keys() == set(SCHEMAS["message-headers"]["required"])
+    check("message-headers", texts(OrderMessage(**ORDER).headers("t", time=1_800_000_000.25)))
+
+
+def test_an_event_about_products_is_valid_also_when_it_is_too_large_to_name_them() -> None:
+    close = Close("a", 2, CloseReason.CHANGED, CloseOutcome.ALIGN, (ClosedMember("e", "ok", DIGEST),))
+    product = {"name": "e_cal.asdf", "key": "objects/e", "digest": DIGEST, "size": 7, "content": DIGEST}
+    products = ProductSet("a", 2, "mosaic", {"e": {"manifest": "results/x/1", "products": [product]}})
+    event = products.event("prompt", close, record="runs/prompt/products/a/2", record_digest=DIGEST)
+    for told in (event, event.bounded(max_bytes=100)):
+        check("products", json.loads(told.encode()))
+        headers = texts(told.headers("t", time=1_800_000_000.25, traceparent=TRACE))
+        check("product-event-headers", headers)
+        assert headers["ce_dataref"] == told.record
+    value = json.loads(event.encode())
+    assert value["exposures"] == {"e": [product]}
+    assert "exposures" not in {k for k, v in json.loads(event.bounded(max_bytes=100).encode()).items() if v}
+    assert not is_valid("products", {**value, "colour": "red"})
+    assert not is_valid("products", {**value, "record": None})
 
 
 @pytest.mark.anyio

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stream.broker.protocol import Record
 from stream.failure import PoisonError
 from stream.identity import hash_parts
-from stream.message import MemberMessage, MemberStatus, Message, MessageKind, decode
+from stream.message import MemberMessage, MemberStatus, Message, MessageKind, OrderAction, OrderMessage, decode
 
 DIGEST = hash_parts("test", 1)
 EXPOSURE: dict[str, Any] = {
@@ -45,6 +45,7 @@ MEMBER: dict[str, Any] = {
     "tie_points_digest": DIGEST,
     "facts": {"start_time": "2027-01-01T00:00:00"},
 }
+ORDER: dict[str, Any] = {"run": "prompt", "association": "a-1", "action": OrderAction.REOPEN, "revision": 2}
 
 
 def record(value: bytes | None) -> Record:
@@ -55,13 +56,15 @@ def wire(document: dict[str, Any], **changes: Any) -> Record:
     return record(json.dumps({**document, **changes}).encode())
 
 
-def document(message: Message | MemberMessage) -> dict[str, Any]:
+def document(message: Message | MemberMessage | OrderMessage) -> dict[str, Any]:
     decoded: dict[str, Any] = json.loads(message.encode())
     return decoded
 
 
-@pytest.mark.parametrize("message", [Message(**EXPOSURE), Message(**FINALIZE), MemberMessage(**MEMBER)])
-def test_messages_survive_the_wire(message: Message | MemberMessage) -> None:
+@pytest.mark.parametrize(
+    "message", [Message(**EXPOSURE), Message(**FINALIZE), MemberMessage(**MEMBER), OrderMessage(**ORDER)]
+)
+def test_messages_survive_the_wire(message: Message | MemberMessage | OrderMessage) -> None:
     decoded = decode(record(message.encode()))
     assert decoded == message
     assert type(decoded) is type(message)
@@ -123,7 +126,7 @@ def test_poison_says_where_it_lies_and_what_is_wrong(value: bytes | None, text: 
         ({"revision": 1}, "belong to finalize messages alone"),
         ({"kind": "finalize"}, "a finalize message names its association"),
         ({"kind": "finalize", "association": "a", "revision": 0}, "revision"),
-        ({"colour": "red"}, "version 1.0 has no field 'colour'"),
+        ({"colour": "red"}, "version 1.1 has no field 'colour'"),
     ],
 )
 def test_a_field_that_is_wrong_is_named(changes: dict[str, Any], text: str) -> None:
@@ -144,6 +147,34 @@ def test_a_member_status_that_is_wrong_is_refused(changes: dict[str, Any], text:
         decode(wire(document(MemberMessage(**MEMBER)), **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"action": "delete"}, "action"),
+        ({"action": "close"}, "to close cannot be for revision 2"),
+        ({"revision": 1}, "to reopen cannot be for revision 1"),
+        ({"revision": 0}, "revision"),
+    ],
+)
+def test_an_order_that_makes_no_sense_is_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(PoisonError, match=text):
+        decode(wire(document(OrderMessage(**ORDER)), **changes))
+
+
+def test_an_order_has_the_key_of_the_members_and_an_id_that_tells_what_it_wants() -> None:
+    order = OrderMessage(**ORDER)
+    assert order.key == MemberMessage(**MEMBER).key
+    assert order.event_id("t") == OrderMessage(**ORDER).event_id("t")
+    others = {order.replaced(**{name: value}).event_id("t") for name, value in [("revision", 3), ("association", "b")]}
+    assert len(others | {order.event_id("t"), order.event_id("u")}) == 4
+
+
+def test_messages_of_the_version_before_are_still_read() -> None:
+    for message in (Message(**EXPOSURE), Message(**FINALIZE), MemberMessage(**MEMBER)):
+        older = decode(wire(document(message), schema_version="1.0"))
+        assert document(older) == {**document(message), "schema_version": "1.0"}
+
+
 def test_a_failed_member_needs_no_result() -> None:
     failed = MemberMessage(run="r", association="a", member="m", status=MemberStatus.FAILED, reason="no flat")
     assert MemberMessage.from_record(record(failed.encode())) == failed
@@ -161,7 +192,7 @@ def test_fields_of_a_newer_minor_version_are_kept_and_emitted_again() -> None:
 
 @pytest.mark.parametrize("version", ["2.0", "0.9", "10.0"])
 def test_another_major_version_is_refused_and_says_so(version: str) -> None:
-    with pytest.raises(PoisonError, match=rf"major version of '{version}' is not supported, this software reads '1.0'"):
+    with pytest.raises(PoisonError, match=rf"major version of '{version}' is not supported, this software reads '1.1'"):
         decode(wire(document(Message(**EXPOSURE)), schema_version=version))
 
 
@@ -201,7 +232,7 @@ def test_headers_are_cloudevents_in_binary_mode() -> None:
         "ce_type": b"rampstream.exposure",
         "ce_subject": EXPOSURE["exposure"].encode(),
         "content-type": b"application/json",
-        "schema_version": b"1.0",
+        "schema_version": b"1.1",
         "ce_dataref": f"results/{DIGEST}".encode(),
         "ce_time": b"2027-01-15T08:00:00.250+00:00",
         "traceparent": b"00-a-b-01",

@@ -1,0 +1,108 @@
+"""Has a close solved and sends its members on to be finalized. When to close is not decided here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from stream.association import Close, CloseOutcome
+from stream.changelog import KeptMember
+from stream.failure import Failure, FailureClass
+from stream.message import MemberMessage, MemberStatus, Message
+from stream.router import Router
+from stream.tracing import Resting, Tracing, carrying
+
+__all__ = ["Abandon", "Dispatcher", "Solved", "Solver"]
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A joint solution: the key of its manifest."""
+
+    manifest: str
+    identity: str
+
+
+Solver = Callable[[Close, dict[str, MemberMessage]], Awaitable[Solved | None]]
+"""Solves one close; None when no member can be aligned. Failures of the fit itself are part of a solution."""
+
+Abandon = Callable[[Message, str], Awaitable[None]]
+"""Told about a member that will not be finalized, and why."""
+
+
+class Dispatcher:
+    """Sends members on.
+
+    Parameters
+    ----------
+    router : Router
+        Sends the finalize messages.
+    solver : callable
+        Runs the joint stage on one close.
+    abandon : callable
+        Told about each member of a close that cannot be solved.
+    tracing : Tracing
+        Traces of members.
+    """
+
+    def __init__(self, *, router: Router, solver: Solver, abandon: Abandon, tracing: Tracing) -> None:
+        self._router = router
+        self._solver = solver
+        self._abandon = abandon
+        self._tracing = tracing
+        self._at_once: set[tuple[str, str]] = set()
+
+    async def finalize_at_once(self, message: MemberMessage) -> None:
+        """Have a member that cannot be aligned finalized without waiting for a close; once in this process."""
+        done = (message.association, message.digest)
+        if message.status in {MemberStatus.SKIPPED, MemberStatus.SATURATED} and done not in self._at_once:
+            self._at_once.add(done)
+            await self._router.send(self._router.finalization(message, revision=None, solution=None))
+
+    async def send(self, close: Close, members: Mapping[str, KeptMember], check_owned: Callable[[], None]) -> None:
+        """Solve a close and send on the members that it uses; ``check_owned`` raises when that is not ours any more."""
+        present = {member: members[member] for member in close.used if member in members}
+        with self._tracing.closing(
+            f"close {self._router.joint_stage}", [kept.trace.traceparent for kept in present.values()],
+            association=close.association, revision=close.revision, reason=close.reason.value,
+            outcome=close.outcome.value, expected=len(close.members), used=len(present),
+        ):  # fmt: skip
+            solved, unsolved = await self._solve(close, {member: kept.message for member, kept in present.items()})
+            for kept in present.values():
+                check_owned()
+                await self._send_on(close, kept.message, kept.trace, solved, unsolved)
+
+    async def _solve(self, close: Close, present: dict[str, MemberMessage]) -> tuple[Solved | None, str | None]:
+        """Solution of a close, and why there is none where there should be."""
+        if close.outcome is not CloseOutcome.ALIGN:
+            return None, None
+        try:
+            return await self._solver(close, present), None
+        except Failure as error:
+            if error.failure_class is FailureClass.FATAL:
+                raise
+            LOG.error("association %s cannot be solved: %s", close.association, error)  # noqa: TRY400
+            return None, str(error)
+
+    async def _send_on(
+        self, close: Close, message: MemberMessage, trace: Resting, solved: Solved | None, unsolved: str | None
+    ) -> None:
+        """Have a member finalized, in the exposure's own trace."""
+        if message.status is not MemberStatus.OK:
+            with carrying(trace.traceparent):
+                await self.finalize_at_once(message)
+            return
+        finalize = self._router.finalization(
+            message, revision=close.revision, solution=solved.manifest if solved else None
+        )
+        with self._tracing.resuming(
+            f"await {self._router.joint_stage}", trace,
+            association=close.association, revision=close.revision, exposure=message.member,
+        ):  # fmt: skip
+            if unsolved is None:
+                await self._router.send(finalize)
+            else:
+                await self._abandon(finalize, unsolved)
