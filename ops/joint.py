@@ -55,7 +55,7 @@ class JointSolver:
         statuses = [(m.member, m.status, self._tie_digest(messages.get(m.member))) for m in close.members]
         if not any(digest for _, _, digest in statuses):
             return None
-        known = await self._jobs.run_patiently("joint_recipe", {}, label=close.association)
+        known = await self._jobs.run_patiently("joint_recipe", {}, label=close.association, light=True)
         identity = joint_solution_identity(statuses, recipe=known["recipe"], star_list=known["star_list"])
         found = await self._results.find(identity)
         if found is None:

@@ -76,17 +76,19 @@ class PipelineJobs:
         bigger_slot: bool = False,
         references: Sequence[str] = (),
         stars: bool = False,
+        light: bool = False,
     ) -> Any:
         """Run one entry of `ops.job`; returns what it returns, or raises `WorkFailedError`.
 
-        ``references`` and ``stars`` say which references it opens, and whether it reads the star table.
+        ``references`` and ``stars`` say which references it opens, and whether it reads the star table; a
+        ``light`` one waits for no slot.
         """
         if self._inputs is None:
-            return await self._run(entry, arguments, label=label, bigger_slot=bigger_slot)
+            return await self._run(entry, arguments, label=label, bigger_slot=bigger_slot, light=light)
         async with self._inputs.lease(references, stars=stars) as lent:
-            return await self._run(entry, {**arguments, **lent}, label=label, bigger_slot=bigger_slot)
+            return await self._run(entry, {**arguments, **lent}, label=label, bigger_slot=bigger_slot, light=light)
 
-    async def _run(self, entry: str, arguments: dict[str, Any], *, label: str, bigger_slot: bool) -> Any:
+    async def _run(self, entry: str, arguments: dict[str, Any], *, label: str, bigger_slot: bool, light: bool) -> Any:
         factor = 2 if bigger_slot else 1
         job = Job(
             entry=f"ops.job:{entry}",
@@ -95,6 +97,7 @@ class PipelineJobs:
             wall_seconds=self._limits.wall_seconds * factor,
             memory_bytes=self._limits.memory_bytes * factor,
             label=label,
+            light=light,
         )
 
         with self._tracing.job() as trace:
@@ -116,19 +119,22 @@ class PipelineJobs:
         )  # fmt: skip
         return outcome.result
 
-    async def run_patiently(self, entry: str, arguments: dict[str, Any], *, label: str, stars: bool = False) -> Any:
+    async def run_patiently(
+        self, entry: str, arguments: dict[str, Any], *, label: str, stars: bool = False, light: bool = False
+    ) -> Any:
         """As `run`, but tried again when the job's process was killed or something outside failed.
 
         For jobs that no message stands behind, whose attempts a worker would count.
         """
         for _ in range(PATIENCE - 1):
             try:
-                return await self.run(entry, arguments, label=label, stars=stars)
+                return await self.run(entry, arguments, label=label, stars=stars, light=light)
             except WorkFailedError as error:
                 if error.failure_class is not FailureClass.RETRIABLE:
                     raise
-        return await self.run(entry, arguments, label=label, stars=stars)
+        return await self.run(entry, arguments, label=label, stars=stars, light=light)
 
     async def recipes(self, stages: tuple[str, ...], message: Message) -> Any:
         """Recipes of stages for a message's exposure (see `ops.job.recipes`)."""
-        return await self.run("recipes", {"stages": list(stages), "facts": message.facts}, label=message.exposure)
+        arguments = {"stages": list(stages), "facts": message.facts}
+        return await self.run("recipes", arguments, label=message.exposure, light=True)

@@ -26,6 +26,8 @@ class Job:
         Limits; past either the process is killed and the failure class is RESOURCE.
     label : str
         For logs and metrics.
+    light : bool
+        It looks things up and computes nothing to speak of: it does not wait for a slot, but has a process beside them.
     """
 
     entry: str
@@ -34,6 +36,7 @@ class Job:
     wall_seconds: float = 1800.0
     memory_bytes: int | None = None
     label: str = ""
+    light: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class JobRunner(Protocol):
         ...
 
     async def run(self, job: Job, *, progress: Progress | None = None) -> JobOutcome:
-        """Run a job; cancelling kills its process. At most ``slots`` run at once, others wait.
+        """Run a job; cancelling kills its process. At most ``slots`` run at once and a light one, others wait.
 
         A failure inside the job is returned, not raised.
         """

@@ -52,7 +52,7 @@ class ProcessJobRunner:
     Parameters
     ----------
     slots : int
-        Jobs that run at once.
+        Jobs that run at once, beside one light one.
     log_dir : Path
         A file for each job that prints something, and ``server.log``.
     preload : sequence of str
@@ -91,8 +91,8 @@ class ProcessJobRunner:
         self._keep_logs = keep_logs
         self._count_oom_kills = count_oom_kills
         self._observe = observe
-        self._free = anyio.Semaphore(slots)
-        self._idle: list[_JobProcess] = []
+        # Apart, for a process that has computed holds on to its buffers.
+        self._lanes = {False: _Lane(slots), True: _Lane(1)}
         self._server = ForkServer(preload=preload, log=self._log_dir / "server.log")
         self._tasks = anyio.create_task_group()
         self._jobs = 0
@@ -107,9 +107,10 @@ class ProcessJobRunner:
     async def __aexit__(self, *exc: object) -> None:
         """Kill all job processes and the server."""
         with anyio.CancelScope(shield=True):
-            for process in self._idle:
-                process.close()
-            self._idle.clear()
+            for lane in self._lanes.values():
+                for process in lane.idle:
+                    process.close()
+                lane.idle.clear()
             await self._server.stop()
         self._tasks.cancel_scope.cancel()
         await self._tasks.__aexit__(*exc)  # type: ignore[arg-type]
@@ -124,8 +125,9 @@ class ProcessJobRunner:
         stream.failure.FatalError
             No process can be made.
         """
-        async with self._free:
-            process = self._take_idle() or _JobProcess(await self._server.spawn(self._tasks))
+        lane = self._lanes[job.light]
+        async with lane.free:
+            process = self._take_idle(lane) or _JobProcess(await self._server.spawn(self._tasks))
             reusable, why = False, "cancelled"
             log = self._new_log(job)
             started = time.monotonic()
@@ -138,16 +140,16 @@ class ProcessJobRunner:
                 return self._outcome(process, ending, log, time.monotonic() - started)
             finally:
                 if reusable:
-                    self._idle.append(process)
+                    lane.idle.append(process)
                 else:
                     self._observe({"event": "job_process_ended", "reason": why})
                     if not process.closed:
                         with anyio.CancelScope(shield=True):
                             await self._destroy(process)
 
-    def _take_idle(self) -> _JobProcess | None:
-        while self._idle:
-            process = self._idle.pop()  # the last one used has the warmest caches
+    def _take_idle(self, lane: _Lane) -> _JobProcess | None:
+        while lane.idle:
+            process = lane.idle.pop()  # the last one used has the warmest caches
             if not process.child.exited.is_set():
                 return process
             process.close()
@@ -222,6 +224,14 @@ class ProcessJobRunner:
             for old in sorted(self._log_dir.glob("job-*.log"))[: -self._keep_logs]:
                 old.unlink(missing_ok=True)
         return self._log_dir / f"job-{stamp}-{self._jobs:06d}-{name}.log"
+
+
+class _Lane:
+    """Room for some jobs at once, and the processes that ran such jobs and wait for more."""
+
+    def __init__(self, room: int) -> None:
+        self.free = anyio.Semaphore(room)
+        self.idle: list[_JobProcess] = []
 
 
 class _Ending:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,19 @@ class JobRunnerContract:
             for _ in range(6):
                 tasks.start_soon(one)
         assert most == 2
+
+    @pytest.mark.anyio
+    async def test_a_light_job_does_not_wait_for_a_slot(self, runner: JobRunner) -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(runner.run, job("sleep"))
+            await anyio.sleep(0.2)
+            with anyio.fail_after(30):
+                assert (await runner.run(replace(job("echo"), light=True))).failure is None
+            with anyio.move_on_after(0.5) as waited:
+                await runner.run(job("echo"))
+            assert waited.cancelled_caught
+            tasks.cancel_scope.cancel()
 
     @pytest.mark.anyio
     async def test_cancelling_kills_the_process_and_all_it_started(self, runner: JobRunner) -> None:

@@ -114,6 +114,25 @@ async def test_a_worker_that_does_not_drain_shows(bench: Bench) -> None:
         assert bench.redone() > 0
 
 
+async def test_a_quiet_worker_ends_what_it_has_begins_nothing_and_stays_a_member(bench: Bench) -> None:
+    async with bench.opened(partitions=1):
+        worker = bench.start(wall_seconds=60.0)
+        await bench.joined(worker)
+        await bench.ingest(3, seconds=1.0)
+        await bench.wait_for(lambda: len(bench.executions()) == 1)
+        worker.send_signal(signal.SIGUSR1)
+        await anyio.sleep(1.0 + SESSION + 1.0)
+        assert len(bench.executions()) == 1
+        assert await bench.lag() == 3  # two of the first stage, and what the one that ended sent on
+        assert [row for row in bench.assignments() if row[2] == "revoked"] == []
+        worker.terminate()
+        assert await anyio.to_thread.run_sync(worker.wait, 30) == 0
+        bench.start(wall_seconds=60.0)
+        await bench.done()
+        assert await bench.problems() == []
+        assert bench.redone() == 0
+
+
 async def freeze_and_thaw(bench: Bench, mutant: str = "") -> None:
     """Freeze a worker for longer than its session, with a job that fails meanwhile; another one succeeds at it."""
     first = bench.start(mutant=mutant, wall_seconds=60.0)
