@@ -19,7 +19,8 @@ demo:
 	$(call make_environment,$(DEMO_ENV),requirements/product.lock)
 	$(DEMO_ENV)/bin/python -m ops.demo --out $(DEMO_DIR) --rows $(DEMO_ROWS) --detector $(DEMO_DETECTOR)
 
-test: lint types unit newest
+# `newest` first: it compiles the kernels once, which the tests would do several times side by side.
+test: lint types newest unit
 
 .PHONY: test-environment
 test-environment:
