@@ -16,7 +16,7 @@ from astropy.table import Table
 
 import ops.ingest
 import ops.job
-import ops.product_sets
+import ops.projection
 import ops.run
 from ops import cli
 from stages.l1 import open_l1
@@ -242,19 +242,19 @@ def test_a_known_name_with_other_content_is_taken_only_when_asked_for(
     assert contents(mixed.out) == before
 
     # The disk is full as the new products are brought out: the run stops, and no half of a file is seen.
-    copy = ops.product_sets._copy
+    copy = ops.projection._copy
 
     def full(source: Path, target: Path) -> None:
         target.write_bytes(source.read_bytes()[:1000])
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
-    monkeypatch.setattr(ops.product_sets, "_copy", full)
+    monkeypatch.setattr(ops.projection, "_copy", full)
     with pytest.raises(FatalError, match=rf"{exposure_of(mixed.good)}_\w+\.\w+: the product .*: the disk is full"):
         run_in_process(mixed.simulated, [other], mixed.out, "--replace")
     assert contents(mixed.out) == before
     assert not list(mixed.out.glob(".*.part"))
 
-    monkeypatch.setattr(ops.product_sets, "_copy", copy)
+    monkeypatch.setattr(ops.projection, "_copy", copy)
     replaced = run_in_process(mixed.simulated, [other], mixed.out, "--replace")
     assert replaced["exit"] == 0
     assert replaced["exposures"][0]["sources"] == 0
