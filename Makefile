@@ -33,9 +33,9 @@ lint: test-environment
 types: test-environment
 	$(TEST_ENV)/bin/mypy
 
-# Three at a time on two cores, for the fault tests mostly wait; in the order of folders, for the longest are not last.
+# In the order of folders, for then the longest are not last.
 unit: test-environment
-	$(TEST_ENV)/bin/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 # The product alone, with the newest generation of the field's libraries (the tests need the oracle's).
 NEWEST_DIR := .cache/newest

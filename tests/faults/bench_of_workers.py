@@ -37,8 +37,8 @@ from tests.servers import KafkaCluster, S3Server
 
 ROOT = Path(__file__).parents[2]
 
-BETWEEN = 0.5
-"""Seconds that may pass between the engine's decision to begin and the note of it: an object is written meanwhile."""
+BETWEEN = 0.02
+"""Seconds between two notes whose order in time is not certain."""
 
 
 class Bench:
@@ -212,7 +212,9 @@ class Bench:
                 mine = [
                     what
                     for of, its, what, numbers, when in events
-                    if (of, its) == (int(worker), stage) and when < at - BETWEEN and where[exposure] in numbers
+                    if (of, its) == (int(worker), stage)
+                    and where[exposure] in numbers
+                    and when < at + (BETWEEN if what == "assigned" else -BETWEEN)
                 ]
                 if mine and mine[-1] == "revoked":
                     found.append(f"{worker} began {exposure} at {stage} after its partition was revoked")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,19 @@ import pytest
 
 from tests.faults.bench_of_workers import Bench
 from tests.servers import KafkaCluster, S3Server, kafka_cluster, s3_server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the slices that CI runs another try where a busy machine, or chance, may have decided; at full length none.
+
+    A mutant is met by chance. Of the others only a wait that was too short is tried again, never a broken invariant.
+    """
+    if os.environ.get("RAMPSTREAM_FAULTS") == "full":
+        return
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            why = [] if "show" in item.name else ["TimeoutError", "ExceptionGroup"]
+            item.add_marker(pytest.mark.flaky(reruns=2, only_rerun=why))
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,6 @@ class LightWork:
             await self.records.point(found)  # whoever made it may have died, or failed, before it could
             return found
         given = await self.results.read(message.manifest)
-        note(self.config.journal + ".starts", os.getpid(), segment.name, message.exposure)
         self.phase("download")
         made = Path(self.config.work) / attempt
         try:
@@ -190,7 +189,7 @@ class LightWork:
         return value
 
     async def _die_meanwhile(self) -> None:
-        await anyio.sleep(0.05)
+        await anyio.sleep(self.config.seconds / 2)
         self.phase("compute")
 
     async def finish(self, message: Message, manifest: Manifest) -> None:
@@ -231,6 +230,22 @@ def note(path: str, *words: object) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, (" ".join(map(str, words)) + f" {time.time():.3f}\n").encode())
     os.close(descriptor)
+
+
+class NotedAttempts(Attempts):
+    """Attempts that write down when the engine decided to begin one: nothing is awaited between that and the note."""
+
+    def __init__(self, config: Configuration, store: ObjectStore) -> None:
+        super().__init__(store, run=config.run, worker=str(os.getpid()), clock=SystemClock())
+        self._journal = config.journal + ".starts"
+
+    async def first(self, exposure: str, stage: str) -> Any:
+        note(self._journal, os.getpid(), stage, exposure)
+        return await super().first(exposure, stage)
+
+    async def start(self, exposure: str, stage: str, **options: Any) -> Any:
+        note(self._journal, os.getpid(), stage, exposure)
+        return await super().start(exposure, stage, **options)
 
 
 def note_assignments(inbox: Inbox, stage: str, path: str) -> None:
@@ -365,7 +380,7 @@ async def serve(config: Configuration) -> None:
         workers = [
             SegmentWorker(
                 broker=broker,
-                attempts=Attempts(store, run=config.run, worker=str(os.getpid()), clock=SystemClock()),
+                attempts=NotedAttempts(config, store),
                 router=router,
                 segment=router.segments.named(name),
                 work=work,

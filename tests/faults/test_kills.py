@@ -65,15 +65,15 @@ async def test_killed_workers_lose_nothing_and_redo_little(bench: Bench) -> None
 @pytest.mark.parametrize(
     ("mutant", "phases"),
     [
-        ("commits-what-it-has-fetched", ["compute", "compute"]),
+        ("commits-what-it-has-fetched", ["compute"] * 5),
         ("publishes-new-results-only", ["after-put", "after-put"]),
         ("counts-attempts-of-dead-workers", ["compute", "compute"]),
     ],
 )
 async def test_mutants_that_killed_workers_must_show(bench: Bench, mutant: str, phases: list[str]) -> None:
     async with bench.opened():
-        await bench.ingest(10)
-        await kill_at_phases(bench, phases, mutant=mutant, slots=2)
+        await bench.ingest(24)
+        await kill_at_phases(bench, phases, mutant=mutant, slots=2, seconds=0.6)
         await bench.settled(SESSION + 20)
         assert await bench.problems() != []
 
