@@ -242,13 +242,8 @@ class Results:
 
         The objects come first and the manifests after them: a crash in between leaves garbage, never a broken result.
         """
-        limit = anyio.CapacityLimiter(_TOGETHER)
-
-        async def put(key: str, path: str) -> None:
-            async with limit:
-                await self._store.put(key, Path(path))
-
-        await together(partial(put, key, path) for key, path in made["files"].items())
+        files = made["files"].items()
+        await together((partial(self._store.put, key, Path(path)) for key, path in files), most=_TOGETHER)
         return [await self.publish(Manifest.from_document(document)) for document in made["manifests"]]
 
     async def missing(self, manifest: Manifest) -> list[StoredObject]:

@@ -5,6 +5,7 @@ Callers of the engine's parts catch failures by their class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -13,16 +14,18 @@ import anyio
 __all__ = ["together"]
 
 
-async def together(calls: Iterable[Callable[[], Awaitable[Any]]]) -> None:
-    """Await all calls to their end, also when some fail; then raise the first error there was, if any.
+async def together(calls: Iterable[Callable[[], Awaitable[Any]]], *, most: float = math.inf) -> None:
+    """Await all calls to their end, at most so many at once, also when some fail; then raise the first error, if any.
 
     Cancelling it cancels all of them.
     """
     errors: list[Exception] = []
+    limit = anyio.CapacityLimiter(most)
 
     async def guarded(call: Callable[[], Awaitable[Any]]) -> None:
         try:
-            await call()
+            async with limit:
+                await call()
         except Exception as error:  # noqa: BLE001 - raised again below, the first one alone
             errors.append(error)
 

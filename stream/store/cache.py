@@ -24,6 +24,7 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakValueDictionary, finalize
@@ -32,6 +33,7 @@ import anyio
 import anyio.to_thread
 
 from stream.failure import FatalError, RetriableError
+from stream.together import together
 
 __all__ = ["Described", "FetchedFrom", "ObjectCache"]
 
@@ -177,9 +179,9 @@ class ObjectCache:
             if not noted.exists() or noted.read_bytes() != boot:
                 shutil.rmtree(self._kept, ignore_errors=True)
                 noted.write_bytes(boot)
-        for partial in self._kept.rglob("*.partial"):
-            if not Path(f"/proc/{partial.name.split('.')[-3]}").exists():
-                partial.unlink(missing_ok=True)
+        for unfinished in self._kept.rglob("*.partial"):
+            if not Path(f"/proc/{unfinished.name.split('.')[-3]}").exists():
+                unfinished.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give up all leases; so does the end of the process."""
@@ -219,21 +221,11 @@ class ObjectCache:
 
     async def _leased(self, objects: Sequence[Described], lease: Path) -> dict[str, Path]:
         paths: dict[str, Path] = {}
-        errors: list[Exception] = []
-        limit = anyio.CapacityLimiter(_TOGETHER)
 
         async def one(number: int, stored: Described) -> None:
-            try:
-                async with limit:
-                    paths[stored.name] = await self._linked(stored, lease / f"{number}-{stored.key.rpartition('/')[2]}")
-            except Exception as error:  # noqa: BLE001 - raised below, alone: a group would hide its class
-                errors.append(error)
+            paths[stored.name] = await self._linked(stored, lease / f"{number}-{stored.key.rpartition('/')[2]}")
 
-        async with anyio.create_task_group() as tasks:
-            for number, stored in enumerate(objects):
-                tasks.start_soon(one, number, stored)
-        if errors:
-            raise errors[0]
+        await together((partial(one, number, stored) for number, stored in enumerate(objects)), most=_TOGETHER)
         return paths
 
     async def _linked(self, stored: Described, link: Path) -> Path:

@@ -37,6 +37,9 @@ from tests.servers import KafkaCluster, S3Server
 
 ROOT = Path(__file__).parents[2]
 
+FULL = os.environ.get("RAMPSTREAM_FAULTS") == "full"
+"""Whether each fault is at its full length, with the times that it may take."""
+
 BETWEEN = 0.02
 """Seconds between two notes whose order in time is not certain."""
 
@@ -340,4 +343,4 @@ async def _all(broker: KafkaBroker, topic: str) -> list[Any]:
     return found
 
 
-__all__ = ["Bench", "reasons"]
+__all__ = ["FULL", "Bench", "reasons"]

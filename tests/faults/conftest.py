@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.bench_of_workers import Bench
+from tests.faults.bench_of_workers import FULL, Bench
 from tests.servers import KafkaCluster, S3Server, kafka_cluster, s3_server
 
 
@@ -18,7 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     A mutant is met by chance. The others are tried again when a wait was too short or the cluster did not answer the
     test itself, never for a broken invariant.
     """
-    if os.environ.get("RAMPSTREAM_FAULTS") == "full":
+    if FULL:
         return
     for item in items:
         if Path(__file__).parent in item.path.parents:

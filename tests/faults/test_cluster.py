@@ -14,10 +14,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from stream.topology import topic_name
 from stream.watchdog import EXIT_STATUS
-from tests.faults.bench_of_workers import Bench
+from tests.faults.bench_of_workers import FULL, Bench
 from tests.faults.light import SESSION, STAGES
 
-FULL = os.environ.get("RAMPSTREAM_FAULTS") == "full"
 BOUNCES = 5 if FULL else 1
 AWAY = 60.0 if FULL else 6.0
 REPLICAS = (1, 4, 2, 6, 1) if FULL else (1, 3, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.faults.bench_of_workers import Bench
+from tests.faults.bench_of_workers import FULL, Bench
 from tests.faults.light import PHASES, SESSION
 
-FULL = os.environ.get("RAMPSTREAM_FAULTS") == "full"
 KILLS = 20 if FULL else 5
 INPUTS = 100 if FULL else 30
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 import time
 from collections import defaultdict
@@ -18,12 +17,11 @@ import pytest
 from stream.message import Message
 from stream.topology import retry_topic_name, topic_name
 from tests import kafka_proxy
-from tests.faults.bench_of_workers import Bench
+from tests.faults.bench_of_workers import FULL, Bench
 from tests.faults.light import STAGES
 from tests.kafka_proxy import Api, Fault, KafkaProxy
 from tests.servers import KafkaCluster, S3Server, kafka_cluster
 
-FULL = os.environ.get("RAMPSTREAM_FAULTS") == "full"
 LOST = 20 if FULL else 2
 NOTICED = 30.0
 REJOINED = 60.0

@@ -16,11 +16,10 @@ import pytest
 from stream.dead_letters import reasons
 from stream.retry import Outcome
 from tests import s3_proxy
-from tests.faults.bench_of_workers import Bench
+from tests.faults.bench_of_workers import FULL, Bench
 from tests.faults.light import STAGES
 from tests.s3_proxy import Fault, S3Proxy
 
-FULL = os.environ.get("RAMPSTREAM_FAULTS") == "full"
 INPUTS = 12 if FULL else 6
 WAVES = 6 if FULL else 1
 BURST = 4
