@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 LOCAL = Path(__file__).parents[1] / "deploy" / "local"
+
+
+def _processes() -> ModuleType:
+    """The module that `deploy/local`'s scripts start servers by; it is in no package."""
+    spec = importlib.util.spec_from_file_location("deploy_local_processes", LOCAL / "processes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+processes = _processes()
+free_port = processes.free_port
 
 
 def _output(script: str, *arguments: str | Path) -> str:
@@ -50,6 +67,20 @@ class KafkaCluster:
         subprocess.run(
             [sys.executable, LOCAL / "kafka", "start-node", "--data", self.data, "--node", str(node)], check=True
         )
+
+    def start_what_is_down(self, seconds: float = 60.0) -> None:
+        """Start the nodes that a test left dead, and wait until all accept connections."""
+        running = dict(processes.running(self.data))
+        addresses = self.servers.split(",")
+        for node in range(1, len(addresses) + 1):
+            if f"kafka-{node}" not in running:
+                self.start(node)
+        deadline = time.monotonic() + seconds
+        for node, address in enumerate(addresses, 1):
+            while not processes.accepts(int(address.rpartition(":")[2])):
+                tail = (self.data / f"kafka-{node}.log").read_text(errors="replace")[-2000:]
+                assert time.monotonic() < deadline, f"node {node} is not up; its log ends: {tail}"
+                time.sleep(0.1)
 
     def stop(self, node: int = 1) -> None:
         subprocess.run(

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -54,10 +55,20 @@ def need(program: str, what_for: str) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now, and that the kernel gives to nobody's outgoing connection.
+
+    A server that is down for a while would lose one of those: even a client that tries to connect to it may be given
+    its port, and then is connected to itself.
+    """
+    try:
+        first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        first_given = 32768
+    for port in random.sample(range(10000, max(first_given, 11000)), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    sys.exit("no free port was found on loopback")
 
 
 def _started_at(pid: int) -> str | None:

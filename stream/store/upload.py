@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from stream.store.locations import StoreLimits
 __all__ = ["upload_file"]
 
 
+UNDER_WAY = 1.0
+"""Seconds that a cancelled upload gives parts that are under way: a server may keep one that ends after an abort."""
+
+
 class _StoppableFile:
     """What obstore reads a file through; once stopped it raises, on which obstore aborts the upload."""
 
@@ -23,6 +28,7 @@ class _StoppableFile:
 
     def read(self, size: int = -1) -> bytes:
         if self._stopped:
+            time.sleep(UNDER_WAY)
             msg = "the upload was cancelled"
             raise OSError(msg)
         return self._file.read(size)

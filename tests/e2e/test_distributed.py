@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from stages.finalize.content_digest import content_digest
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,12 +28,6 @@ stop() {
 }
 trap stop EXIT
 """
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -52,9 +46,9 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAMPSTREAM_", "AWS_"))},
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PORT_IMAGES": free_port(),
-        "PORT_ALIGN": free_port(),
-        "PORT_RAMPS": free_port(),
+        "PORT_IMAGES": str(free_port()),
+        "PORT_ALIGN": str(free_port()),
+        "PORT_RAMPS": str(free_port()),
     }
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(

@@ -73,6 +73,9 @@ class Bench:
             await bootstrap(broker, self.groups())
             try:
                 yield self
+            except BaseException:
+                self.tell()
+                raise
             finally:
                 await anyio.to_thread.run_sync(self.stop_all)
 
@@ -102,6 +105,13 @@ class Bench:
             )  # fmt: skip
         self.workers.append(process)
         return process
+
+    def tell(self) -> None:
+        """Print how each worker fares and what it wrote last, for who reads of a test that failed."""
+        for number, worker in enumerate(self.workers):
+            written = (self.folder / f"worker-{number}.err").read_text(errors="replace")
+            status = f"worker {number} (process {worker.pid}): exit status {worker.poll()}; it wrote last:"
+            sys.stdout.write(f"{status}\n{written[-2000:]}\n")
 
     def running(self) -> list[subprocess.Popen[bytes]]:
         return [worker for worker in self.workers if worker.poll() is None]

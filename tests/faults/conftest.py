@@ -47,6 +47,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def bench(tmp_path: Path, cluster: KafkaCluster, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bench:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
+    cluster.start_what_is_down()
     return Bench(tmp_path, cluster, s3)
 
 
@@ -54,4 +55,5 @@ def bench(tmp_path: Path, cluster: KafkaCluster, s3: S3Server, monkeypatch: pyte
 def bench_of_three(tmp_path: Path, three_nodes: KafkaCluster, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bench:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
+    three_nodes.start_what_is_down()
     return Bench(tmp_path, three_nodes, s3)

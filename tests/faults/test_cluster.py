@@ -121,6 +121,8 @@ async def away(bench: Bench, *nodes: int) -> None:
 async def test_the_broker_goes_and_comes_back(bench: Bench) -> None:
     async with bench.opened():
         workers = [bench.start(), bench.start()]
+        for worker in workers:  # one that is still starting would end, and say why
+            await bench.joined(worker)
         await bench.ingest(20, seconds=0.2)
         await bench.wait_for(lambda: len(bench.executions()) >= 3)
         await away(bench, 1)
@@ -161,6 +163,8 @@ async def test_leaders_and_coordinators_are_bounced(bench_of_three: Bench) -> No
     bench = bench_of_three
     async with bench.opened():
         workers = [bench.start(), bench.start()]
+        for worker in workers:
+            await bench.joined(worker)
         await bench.ingest(10 + 20 * BOUNCES, seconds=0.2)
         await bench.wait_for(lambda: len(bench.executions()) >= 3)
         for _ in range(BOUNCES):

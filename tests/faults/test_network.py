@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from tests import kafka_proxy
 from tests.faults.bench_of_workers import FULL, Bench
 from tests.faults.light import STAGES
 from tests.kafka_proxy import Api, Fault, KafkaProxy
-from tests.servers import KafkaCluster, S3Server, kafka_cluster
+from tests.servers import KafkaCluster, S3Server, free_port, kafka_cluster
 
 LOST = 20 if FULL else 2
 NOTICED = 30.0
@@ -40,11 +38,7 @@ def proxy() -> Iterator[KafkaProxy]:
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory, proxy: KafkaProxy) -> Iterator[KafkaCluster]:
     """A cluster with a second listener, to which the proxy leads: the bench itself sees the undisturbed one."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        direct, behind, controller = [int(each.getsockname()[1]) for each in sockets]
+    direct, behind, controller = free_port(), free_port(), free_port()
     proxy.upstream = behind
     settings = [
         f"listeners=PLAINTEXT://127.0.0.1:{direct},PROXIED://127.0.0.1:{behind},CONTROLLER://127.0.0.1:{controller}",

@@ -22,7 +22,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The oracle asks CRDS for the dust maps and for the name of the context: answer from here."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import crds
+        from romancal.source_catalog import _source_catalog
         from stpipe import crds_client
 
         def dust_maps(parameters: dict[str, str], **_: Any) -> dict[str, str]:
@@ -30,7 +30,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 raise LookupError("no dust maps")
             return {"dustmap": DUST[parameters["roman.field"]]}
 
-        patch.setattr(crds, "getreferences", dust_maps)
+        patch.setattr(_source_catalog, "getreferences", dust_maps)
         patch.setattr(crds_client, "get_context_used", lambda *_, **__: "roman_0001.pmap")
         yield
 
@@ -180,8 +180,6 @@ def test_reddening_is_sampled_from_the_maps_of_both_hemispheres_as_romancal_does
         header.update(CDELT1=-1.0, CDELT2=1.0, LONPOLE=180.0)
         maps[name] = tmp_path / f"{name}.fits"
         fits.writeto(maps[name], (0.1 + 0.05 * np.sin(sign * x / 9) + 0.03 * np.cos(y / 7)).astype(">f4"), header)
-    from romancal.source_catalog import _source_catalog  # noqa: F401 - the oracle is importable
-
     from stages.source_catalog.dust import dust_reddening
 
     scene = cs.scene(4, (100, 100), 20)
