@@ -6,7 +6,7 @@ DEMO_DIR ?= demo
 DEMO_ROWS ?= 4096
 DEMO_DETECTOR ?= WFI01
 
-.PHONY: demo test lint types unit newest faults bench bench-engine lock clean
+.PHONY: demo test lint types unit coverage newest faults bench bench-engine lock clean
 
 define make_environment
 	@$(PYTHON) -c 'import sys; sys.exit("make: Python >= 3.11 is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -35,6 +35,10 @@ types: test-environment
 
 # In the order of folders, for then the longest are not last.
 unit: test-environment
+	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+
+# Lines that no test of this process reaches; what workers and job processes run does not count.
+coverage: test-environment
 	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 # The product alone, with the newest generation of the field's libraries (the tests need the oracle's).
@@ -44,9 +48,10 @@ newest:
 	rm -rf $(NEWEST_DIR)
 	$(DEMO_ENV)/bin/python -m ops.demo --out $(NEWEST_DIR) --rows 128
 
-# Every fault at its full length and with the times that it may take (about half an hour); `test` runs a slice of each.
+# Every fault at its full length and with the times that it may take (about half an hour), and each preset by one worker;
+# `test` runs a slice of each.
 faults: test-environment
-	RAMPSTREAM_FAULTS=full $(TEST_ENV)/bin/python -m pytest tests/faults $(PYTEST_ARGS)
+	RAMPSTREAM_FAULTS=full $(TEST_ENV)/bin/python -m pytest tests/faults tests/e2e/test_presets_distributed.py $(PYTEST_ARGS)
 
 bench: test-environment
 	$(TEST_ENV)/bin/python -m bench.pipeline

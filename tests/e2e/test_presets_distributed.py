@@ -13,6 +13,7 @@ import pytest
 
 from stages.finalize.content_digest import content_digest
 from tests.conftest import Simulated, run_command
+from tests.faults.bench_of_workers import FULL
 from tests.servers import KafkaCluster, S3Server, kafka_cluster, s3_server
 
 
@@ -45,7 +46,12 @@ def rampstream(environment: dict[str, str], *words: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("preset", ["fused", "balanced", "granular"])
+WALKED = pytest.mark.skipif(not FULL, reason="the walk-through of docs/distributed.md runs it, by many workers")
+
+
+@pytest.mark.parametrize(
+    "preset", ["fused", pytest.param("balanced", marks=WALKED), pytest.param("granular", marks=WALKED)]
+)
 def test_every_preset_gives_the_products_of_the_embedded_engine(
     preset: str,
     simulated: Simulated,

@@ -12,17 +12,16 @@ from tests.servers import KafkaCluster, S3Server, kafka_cluster, s3_server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the slices that CI runs another try where a busy machine, or chance, may have decided; at full length none.
+    """Give mutants another try, which are met by chance, and the slices that CI runs, where a busy machine may decide.
 
-    A mutant is met by chance. The others are tried again when a wait was too short or the cluster did not answer the
-    test itself, never for a broken invariant.
+    A slice is tried again when a wait was too short or the cluster did not answer the test itself, never for a broken
+    invariant. At full length nothing but a mutant is.
     """
-    if FULL:
-        return
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            never = [] if "show" in item.name else ["AssertionError"]
-            item.add_marker(pytest.mark.flaky(reruns=2, rerun_except=never))
+            mutant = "show" in item.name
+            if mutant or not FULL:
+                item.add_marker(pytest.mark.flaky(reruns=2, rerun_except=[] if mutant else ["AssertionError"]))
 
 
 @pytest.fixture(scope="session")
