@@ -23,6 +23,7 @@ from stream.broker.kafka_buffer import record_from
 from stream.broker.kafka_closing import abandoned, closed
 from stream.broker.kafka_consumer import KafkaConsumer
 from stream.broker.kafka_errors import failures
+from stream.broker.kafka_pacing import paced
 from stream.broker.kafka_settings import KafkaSecurity, KafkaTimings
 from stream.broker.kafka_topics import KafkaTopics
 from stream.broker.protocol import AssignmentListener, Commit, Headers, Record, TopicPartition, TopicPlan, TopicSpec
@@ -101,6 +102,7 @@ class KafkaBroker:
         """Connect. Raises RetriableError when no server answers, FatalError when one does not let this client in."""
         milliseconds = int(self._timings.request_seconds * 1000)
         self._admin = AIOKafkaAdminClient(request_timeout_ms=milliseconds, **self._options)
+        paced(self._admin._client)  # noqa: SLF001
         async with self._connecting():
             try:
                 await self._admin.start()
@@ -180,6 +182,7 @@ class KafkaBroker:
                     retry_backoff_ms=200,
                     **self._options,
                 )
+                paced(producer.client)
                 async with self._connecting():
                     try:
                         await producer.start()
@@ -344,6 +347,7 @@ class KafkaBroker:
             _Place(p.topic, p.partition): aiokafka.OffsetAndMetadata(c.offset, c.metadata) for p, c in commits.items()
         }
         client = aiokafka.AIOKafkaConsumer(group_id=group, enable_auto_commit=False, **self._options)
+        paced(client._client)  # noqa: SLF001
         try:
             with failures(f"group {group} has members, or its positions cannot be set"):
                 await client.start()
@@ -372,6 +376,7 @@ class KafkaBroker:
                     retry_backoff_ms=200,
                     **self._options,
                 )
+                paced(reader._client)  # noqa: SLF001
                 async with self._connecting():
                     try:
                         await reader.start()

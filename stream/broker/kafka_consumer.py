@@ -19,6 +19,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 
 from stream.broker.kafka_buffer import PartitionBuffer, record_from
 from stream.broker.kafka_errors import failure_from, failures
+from stream.broker.kafka_pacing import paced
 from stream.broker.kafka_settings import POLL_SECONDS, KafkaTimings
 from stream.broker.protocol import AssignmentListener, Commit, Record, TopicPartition
 from stream.failure import Failure, FatalError, RetriableError
@@ -107,6 +108,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             **timings.consumer_options(),
             **options,
         )
+        paced(self._client._client)  # noqa: SLF001
 
     async def join(self) -> None:
         """Connect and join the group in the background."""

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -188,6 +189,34 @@ class TestKafkaBroker(BrokerSuite):
                     while len(seen) < 60:
                         seen |= set(values(await consumer.fetch(max_records=10, timeout=0.5)))
             assert seen == set(published) == set(range(60))
+
+    @pytest.mark.anyio
+    async def test_partitions_without_leaders_in_a_cluster_that_is_away_keep_nobody_busy(
+        self, cluster: KafkaCluster
+    ) -> None:
+        async with KafkaBroker.from_url(cluster.url, timings=TIMINGS) as broker:
+            topic = f"leaderless-{uuid.uuid4().hex[:8]}"
+            await broker.create_topics([TopicSpec(topic, 1)])
+            async with broker.consumer("g" + topic, [topic]) as consumer:
+                await joined(consumer)
+                assert isinstance(consumer, KafkaConsumer)
+                client = consumer._client._client
+                connect, tries = client._get_conn, 0
+
+                async def counted(*arguments: Any, **options: Any) -> Any:
+                    nonlocal tries
+                    tries += 1
+                    return await connect(*arguments, **options)
+
+                await anyio.to_thread.run_sync(cluster.kill)
+                known = client.cluster._partitions[topic]
+                known[0] = known[0]._replace(leader=-1)  # as an answer says once the last leader is gone
+                await anyio.sleep(1.0)
+                client._get_conn = counted
+                await anyio.sleep(2.0)
+                client._get_conn = connect
+                await anyio.to_thread.run_sync(cluster.start_what_is_down)
+                assert 1 <= tries <= 40
 
 
 @pytest.mark.anyio
