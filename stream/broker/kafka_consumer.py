@@ -15,8 +15,8 @@ from typing import Any
 import aiokafka
 import anyio
 from aiokafka import ConsumerRebalanceListener, errors
-from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
+from stream.broker.kafka_assignor import make_assignor
 from stream.broker.kafka_buffer import PartitionBuffer, record_from
 from stream.broker.kafka_errors import failure_from, failures
 from stream.broker.kafka_pacing import paced
@@ -98,13 +98,11 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._stopping = False
         self._arrived = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
-        # The sticky assignor keeps its state on the class: one class for each consumer of the process.
-        assignor = type("Sticky", (StickyPartitionAssignor,), {"member_assignment": None})
         self._client = aiokafka.AIOKafkaConsumer(
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="none",
-            partition_assignment_strategy=(assignor,),
+            partition_assignment_strategy=(make_assignor(),),
             **timings.consumer_options(),
             **options,
         )
