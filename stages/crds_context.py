@@ -133,6 +133,8 @@ class CrdsContext:
         self._rmap = client()
         self._context = self._loaded(name)
         self._bad: frozenset[str] | None = None
+        self._asked: Mapping[str, Any] | None = None
+        self._answers: dict[str, str | PermanentError | None] = {}
 
     def mapping_names(self) -> list[str]:
         """Names of all mappings of the context, in order; each is read, and its checksum compared.
@@ -180,10 +182,23 @@ class CrdsContext:
             The context has no answer: no such type, no row that fits, or the exposure began before every USEAFTER. Or
             the file is known to be scientifically invalid.
         """
-        if reference_type in DUST_FIELDS:
-            header = {"ROMAN.META.INSTRUMENT.NAME": _INSTRUMENT, "ROMAN.FIELD": DUST_FIELDS[reference_type]}
-            return self._chosen("dustmap", header)
-        return self._chosen(reference_type, {f"ROMAN.META.{key.upper()}": v for key, v in facts["meta"].items()})
+        if facts["meta"] != self._asked:  # a job asks about one exposure, and several times
+            self._asked, self._answers = dict(facts["meta"]), {}
+        if reference_type not in self._answers:
+            self._answers[reference_type] = self._answer(reference_type, facts["meta"])
+        answer = self._answers[reference_type]
+        if isinstance(answer, PermanentError):
+            raise PermanentError(str(answer))
+        return answer
+
+    def _answer(self, reference_type: str, meta: Mapping[str, Any]) -> str | PermanentError | None:
+        try:
+            if reference_type in DUST_FIELDS:
+                header = {"ROMAN.META.INSTRUMENT.NAME": _INSTRUMENT, "ROMAN.FIELD": DUST_FIELDS[reference_type]}
+                return self._chosen("dustmap", header)
+            return self._chosen(reference_type, {f"ROMAN.META.{key.upper()}": value for key, value in meta.items()})
+        except PermanentError as error:
+            return error
 
     def _chosen(self, kind: str, header: Mapping[str, Any]) -> str | None:
         from crds.core.utils import condition_header
