@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def sync(
     client()
     if os.environ.get("CRDS_READONLY_CACHE", "").lower() in {"1", "true", "t"}:
         raise PermanentError("CRDS_READONLY_CACHE is set: a cache that is only read cannot be synced")
-    with _environment(cache):
+    with _environment(cache), _quiet_client():
         from crds.client import api
         from crds.core.exceptions import CrdsError
 
@@ -98,6 +99,18 @@ def _environment(cache: Path) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Keep the client from telling about each file too; its warnings stay."""
+    logger = logging.getLogger("CRDS")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Sync:

@@ -74,7 +74,7 @@ class CrdsReferences:
         except PermanentError as error:
             if reference_type not in DUST_FIELDS:
                 raise
-            log.warning("no dust map: %s", error)  # as the mission has it, nothing about the maps costs the catalog
+            log.info("no dust map: %s", error)  # as the mission has it, nothing about the maps costs the catalog
             return None
         if found is None:
             if reference_type in self._optional:

@@ -123,7 +123,8 @@ def test_a_cache_that_is_only_read_is_not_synced(
 
 
 def test_sync_tells_what_no_file_is_for(server: CrdsServer, local: SmallCrds, said: Said) -> None:
-    status, report = said("sync", "crds:", "--detectors", "WFI02", "--elements", "F129", "--server", server.url)
+    other = ("--detectors", "WFI02", "--elements", "F129", "--date", "2027-03-01")
+    status, report = said("sync", "crds:", *other, "--server", server.url)
     assert status == 1
     assert any("type gain is N/A" in problem for problem in report["problems"])
     assert (local.references / "roman_wfi_flat_0005.asdf").is_file()
@@ -174,7 +175,7 @@ def test_check_of_a_cache_without_checksums_says_so(synced: SmallCrds, said: Sai
     status, report = said("check", "crds:", *ONE)
     assert (status, report["without_checksum"]) == (0, report["references"])
     gain = synced.references / "roman_wfi_gain_0001.asdf"
-    gain.write_bytes(gain.read_bytes()[:-1])
+    gain.write_bytes(gain.read_bytes()[:300])
     status, report = said("check", "crds:", *ONE)
     assert status == 1
     assert gain.name in report["problems"][0]

@@ -202,5 +202,5 @@ def test_what_the_server_marked_as_invalid_is_refused(small: SmallCrds, tmp_path
 
 
 def test_only_pipeline_mappings_are_contexts(small: SmallCrds) -> None:
-    with pytest.raises(PermanentError, match="expected a pipeline mapping"):
+    with pytest.raises(PermanentError, match="expected the name of a pipeline mapping"):
         CrdsContext(small.cache, "roman_wfi_0001.imap")
