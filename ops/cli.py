@@ -29,7 +29,12 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         ),
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="L1 file (.asdf) or association (.json)")
-    parser.add_argument("--references", required=True, type=Path, metavar="DIR", help="folder with reference files")
+    parser.add_argument(
+        "--references",
+        required=True,
+        metavar="DIR|crds://CONTEXT",
+        help="folder with reference files, or a context of the local CRDS cache (crds: for the one in use)",
+    )
     parser.add_argument(
         "--gaia", required=True, type=Path, metavar="TABLE", help="table of reference stars (ra, dec, …)"
     )
@@ -48,6 +53,14 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         dest="pins",
         metavar="TYPE=FILE",
         help="a reference that wins over selection",
+    )
+    parser.add_argument(
+        "--parameters",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.asdf",
+        help="the field's parameter file of a step or of the pipeline",
     )
     parser.add_argument("--preset", choices=("fused", "balanced", "granular"), help="which stages share a segment")
     parser.add_argument("--slots", type=int, help="exposures worked on at the same time")
@@ -75,7 +88,7 @@ def _add_simulate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 _VERBS = {
     "topics": ("ops.topics", "plan or create a run's topics, and define the run"),
     "worker": ("ops.serve", "serve segments of a run from the broker"),
-    "references": ("ops.references", "publish reference files in object storage, or show them"),
+    "references": ("ops.references", "fetch reference files from CRDS, publish them, show or check them"),
     "ingest": ("ops.ingesting", "put L1 files into the store and announce them to a run"),
     "status": ("ops.status", "how far a run is"),
     "products": ("ops.fetch_products", "copy finished products out of the store"),

@@ -48,6 +48,8 @@ def engine_settings(options: argparse.Namespace, **more: Any) -> RunSettings:
     for text in getattr(options, "assignments", ()):
         stage, parameter, value = parse_assignment(text)
         given.setdefault("parameters", {}).setdefault(stage, {})[parameter] = value
+    if getattr(options, "parameters", ()):
+        given["parameter_files"] = tuple(options.parameters)
     if getattr(options, "pins", ()):
         given["references"] = dict(parse_reference_pin(text) for text in options.pins)
     settings = load_settings(options.config, given)

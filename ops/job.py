@@ -18,13 +18,16 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from stages.crds_context import CrdsContext, client_version
+from stages.crds_references import CrdsReferences
 from stages.indexed_references import IndexedReferences
+from stages.parameter_references import ParameterReferences
 from stages.payload import ExposurePayload
 from stages.pipeline import FINALIZE, JOINT, make_stage
 from stages.reference_index import ReferenceIndex
 from stages.reference_selection import DirectoryReferences
 from stream.failure import PermanentError, RetriableError
-from stream.identity import recipe_digest
+from stream.identity import hash_parts, recipe_digest
 from stream.results import file_digest
 from stream.segment import execute_segment, stage_recipe
 from stream.stage import Member, Slot, StageParameters
@@ -42,9 +45,10 @@ class Workbench:
     Parameters
     ----------
     environment : mapping
-        ``entries`` (stage to ``module:Class``), ``parameters`` (stage to values), ``references`` (a folder, or ``url``,
-        ``index`` and local ``path`` of an index), ``pins`` (type to file), ``cache`` (folder) with ``cache_bytes``, and
-        ``gaia`` (a file, or ``url`` and ``digest``).
+        ``entries`` (stage to ``module:Class``), ``parameters`` (stage to values), ``references`` (a folder; or ``url``,
+        ``index`` and local ``path`` of an index; or ``crds``, the context, the ``path`` of its cache, and whether
+        ``parameters`` come from it too), ``pins`` (type to file), ``cache`` (folder) with ``cache_bytes``, and ``gaia``
+        (a file, or ``url`` and ``digest``).
     """
 
     def __init__(self, environment: Mapping[str, Any], slot: Slot) -> None:
@@ -53,6 +57,9 @@ class Workbench:
         self._parameters: dict[str, StageParameters] = {}
         self.payload = ExposurePayload(threads=slot.threads)
         self.references = _references(environment)
+        self._parameter_references: ParameterReferences | None = None
+        if isinstance(self.references, CrdsReferences) and environment["references"]["parameters"]:
+            self._parameter_references = ParameterReferences(self.references.context)
 
     @classmethod
     def lent(cls, arguments: Mapping[str, Any], slot: Slot) -> Workbench:
@@ -78,35 +85,50 @@ class Workbench:
             self._stages[name] = make_stage(self.environment["entries"][name])
         return self._stages[name]
 
-    def parameters(self, name: str) -> Any:
-        """Return the stage's parameters, checked."""
-        if name not in self._parameters:
-            values = self.environment["parameters"].get(name, {})
+    @property
+    def crds(self) -> dict[str, str] | None:
+        """What products say about CRDS: version of the client, and context; None where references come elsewhere."""
+        if not isinstance(self.references, CrdsReferences):
+            return None
+        return {"version": client_version(), "context": self.references.context.name}
+
+    def parameters(self, name: str, facts: Mapping[str, Any] | None = None) -> Any:
+        """Return the stage's parameters for an exposure, checked; without facts those that the run is defined with.
+
+        Parameters from CRDS give way to those of the definition.
+        """
+        values = self.environment["parameters"].get(name, {})
+        if facts and self._parameter_references is not None:
+            values = {**self._parameter_references.parameters(name, dict(facts)), **values}
+        key = json.dumps([name, values], sort_keys=True)
+        if key not in self._parameters:
             model = self.stage(name).parameters_type
             try:
-                self._parameters[name] = model(**values)
+                self._parameters[key] = model(**values)
             except ValidationError as error:
                 raise PermanentError(
                     "; ".join(_wrong_parameter(name, model, item) for item in error.errors())
                 ) from None
-        return self._parameters[name]
+        return self._parameters[key]
 
     def recipe(self, name: str, facts: Mapping[str, Any]) -> str:
         """Digest of everything that decides the stage's result apart from its input."""
-        return stage_recipe(
+        recipe = stage_recipe(
             self.stage(name),
-            self.parameters(name),
+            self.parameters(name, facts),
             self.references,
             dict(facts),
             schema_generation=schema_generation(),
             salt=self.environment.get("salt"),
         )
+        # The products name the context: equal files chosen by another one are the same numbers in other products.
+        return hash_parts("crds", recipe, self.crds) if name == FINALIZE and self.crds is not None else recipe
 
     def needed(self, name: str, facts: Mapping[str, Any]) -> list[str]:
         """References that the stage opens and that must be lent to the job."""
         if not isinstance(self.references, IndexedReferences):
             return []
-        types = self.stage(name).references_for(dict(facts), self.parameters(name))
+        types = self.stage(name).references_for(dict(facts), self.parameters(name, facts))
         selected = [self.references.select(reference_type, dict(facts)) for reference_type in types]
         return [found for found in selected if found is not None and self.references.needs(found)]
 
@@ -117,17 +139,20 @@ class Workbench:
             stage = self.stage(name)
             if facts["exposure_type"] not in stage.branches or not hasattr(stage, "references_for"):
                 continue
-            for reference_type in stage.references_for(dict(facts), self.parameters(name)):
+            for reference_type in stage.references_for(dict(facts), self.parameters(name, facts)):
                 selected = self.references.select(reference_type, dict(facts))
                 if selected is not None:
                     found[selected] = self.references.digest(selected)
         return found
 
 
-def _references(environment: Mapping[str, Any]) -> DirectoryReferences | IndexedReferences:
+def _references(environment: Mapping[str, Any]) -> CrdsReferences | DirectoryReferences | IndexedReferences:
     named, cache, bound = environment["references"], Path(environment["cache"]), environment.get("cache_bytes")
     if isinstance(named, str):
         return DirectoryReferences(Path(named), pinned=environment["pins"], cache=cache, cache_bytes=bound)
+    if "crds" in named:
+        context = CrdsContext(Path(named["path"]), named["crds"])
+        return CrdsReferences(context, pinned=environment["pins"], cache=cache, cache_bytes=bound)
     index = ReferenceIndex.decode(Path(named["path"]).read_bytes(), where=named["path"])
     if index.digest != named["index"]:
         raise RetriableError(f"{named['path']}: the copy of the references' index is damaged; start the worker again")
@@ -190,12 +215,12 @@ def recipes(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, 
 
 
 def joint_recipe(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, str]:
-    """Recipe of the joint stage, and the digest of the star list."""
+    """Recipe of the joint stage, and the digest of the star list; ``facts`` are those of the first member that came."""
     del report
     from stages.gaia import star_table_digest
 
     bench = Workbench.of(arguments["environment"], slot)
-    stage, parameters = bench.stage(JOINT), bench.parameters(JOINT)
+    stage, parameters = bench.stage(JOINT), bench.parameters(JOINT, arguments["facts"])
     recipe = recipe_digest(
         stage=JOINT,
         version=stage.version,
@@ -212,11 +237,11 @@ def execute(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, 
     """Run a segment, or the rest of one, on one exposure (see `stream.segment.execute_segment`)."""
     bench = Workbench.lent(arguments, slot)
     plan = arguments["plan"]
-    names = plan["stages"]
+    names, facts = plan["stages"], plan["manifest"]["facts"]
     return execute_segment(
         plan,
         stages={name: bench.stage(name) for name in names},
-        parameters={name: bench.parameters(name) for name in names},
+        parameters={name: bench.parameters(name, facts) for name in names},
         payload=bench.payload,
         references=bench.references,
         slot=slot,
@@ -235,7 +260,8 @@ def solve(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, An
     ]
     with _told(JOINT, report):
         stars = read_star_table(_star_table(arguments))
-        document: dict[str, Any] = bench.stage(JOINT).solve(members, stars, bench.parameters(JOINT), slot)
+        parameters = bench.parameters(JOINT, arguments["facts"])
+        document: dict[str, Any] = bench.stage(JOINT).solve(members, stars, parameters, slot)
     return document
 
 
@@ -246,7 +272,7 @@ def finalize(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str,
     facts = arguments["facts"]
     item = bench.payload.load(Path(arguments["tree"]), {name: Path(path) for name, path in arguments["arrays"].items()})
     references: dict[str, Any] = {}
-    for reference_type in stage.references_for(facts, bench.parameters(FINALIZE)):
+    for reference_type in stage.references_for(facts, bench.parameters(FINALIZE, facts)):
         selected = bench.references.select(reference_type, facts)
         references[reference_type] = None if selected is None else bench.references.open(selected)
     out = Path(arguments["out_dir"])
@@ -259,6 +285,7 @@ def finalize(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str,
             versions={"rampstream": version("rampstream"), "python": sys.version.split()[0]},
             out_dir=out,
             reference_digests=bench.reference_digests(facts),
+            crds=bench.crds,
             slot=slot,
         )
     began = time.monotonic()

@@ -55,7 +55,8 @@ class JointSolver:
         statuses = [(m.member, m.status, self._tie_digest(messages.get(m.member))) for m in close.members]
         if not any(digest for _, _, digest in statuses):
             return None
-        known = await self._jobs.run_patiently("joint_recipe", {}, label=close.association, light=True)
+        facts = _first_facts(close, messages)
+        known = await self._jobs.run_patiently("joint_recipe", {"facts": facts}, label=close.association, light=True)
         identity = joint_solution_identity(statuses, recipe=known["recipe"], star_list=known["star_list"])
         found = await self._results.find(identity)
         if found is None:
@@ -90,8 +91,9 @@ class JointSolver:
         async with self._cache.lease(wanted) as paths:
             described = [self._described(member, messages.get(member.member), paths) for member in close.members]
             document = await self._jobs.run_patiently(
-                "solve", {"members": described}, label=close.association, stars=True
-            )
+                "solve", {"members": described, "facts": _first_facts(close, messages)}, label=close.association,
+                stars=True,
+            )  # fmt: skip
         data = canonical_json(document)
         key = object_key(close.association, JOINT, f"{close.revision}-{identity[:12]}", "solution.json")
         info = await self._store.put(key, data)
@@ -106,6 +108,11 @@ class JointSolver:
                 extra={"expected": list(close.expected), "used": list(close.used)},
             )
         )
+
+
+def _first_facts(close: Close, messages: Mapping[str, MemberMessage]) -> dict[str, Any]:
+    """Facts of the first member that has come, in canonical order: as the mission has it, they choose parameters."""
+    return next((dict(messages[m.member].facts) for m in close.members if m.member in messages), {})
 
 
 def _digest(data: bytes) -> str:

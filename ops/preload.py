@@ -13,7 +13,7 @@ from astropy.modeling.models import Polynomial2D
 import ops.job
 from stages.pipeline import TABLE, make_stage
 
-__all__ = ["warm"]
+__all__ = ["warm", "warm_crds"]
 
 
 def warm() -> None:
@@ -26,3 +26,11 @@ def warm() -> None:
     buffer.seek(0)
     with asdf.open(buffer) as file:
         _ = file["transform"]
+
+
+def warm_crds() -> None:
+    """Import what the CRDS client imports on its first look-up: a second in each job process of a run that uses it."""
+    from importlib import import_module
+
+    for name in ("crds.data_file", "crds.roman.locate"):
+        import_module(name)

@@ -1,4 +1,7 @@
-"""``rampstream references push|list``: publishes reference files for workers on other machines, and shows them."""
+"""``rampstream references push|list``: publishes reference files for workers on other machines, and shows them.
+
+What concerns CRDS, ``sync``, ``check`` and the list of a context, is in `ops.crds_verbs`.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from typing import Any
 
 import anyio
 
+from ops.crds_cache import is_crds
+from ops.crds_verbs import add_check, add_exposure_arguments, add_sync, list_context
 from ops.reference_store import is_url, newest_index, push, push_table
 from stages.reference_index import IndexedFile, ReferenceIndex, describe
 from stages.reference_selection import DirectoryReferences
+from stream.failure import PermanentError
 
 __all__ = ["add_arguments"]
 
@@ -21,15 +27,21 @@ _COLUMNS = ("type", "useafter", "detector", "element", "exposure type", "size", 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the verb its actions and options."""
-    actions = parser.add_subparsers(required=True, metavar="push|list")
+    actions = parser.add_subparsers(required=True, metavar="sync|check|push|list")
+    add_sync(actions)
+    add_check(actions)
     pushing = actions.add_parser("push", help="publish a folder of reference files in object storage")
     pushing.add_argument("directory", type=Path, metavar="DIR", help="folder with reference files")
     pushing.add_argument("url", metavar="URL", help="s3://BUCKET/PREFIX, gs://… or az://…")
     pushing.add_argument("--gaia", type=Path, metavar="TABLE", help="publish this table of reference stars too")
     pushing.add_argument("--json", action="store_true", help="print one JSON document")
     pushing.set_defaults(handle=push_verb)
-    listing = actions.add_parser("list", help="show the reference files of a folder or of the newest published set")
-    listing.add_argument("place", metavar="URL|DIR", help="a published set, or a folder")
+    listing = actions.add_parser(
+        "list",
+        help="show the reference files of a folder or of the newest published set, or what a CRDS context selects",
+    )
+    listing.add_argument("place", metavar="URL|DIR|crds:[CONTEXT]", help="a published set, a folder, or a context")
+    add_exposure_arguments(listing)
     listing.add_argument("--json", action="store_true", help="print one JSON document")
     listing.set_defaults(handle=list_verb)
 
@@ -67,6 +79,10 @@ async def _push(options: argparse.Namespace) -> int:
 
 def list_verb(options: argparse.Namespace) -> int:
     """Show."""
+    if is_crds(options.place):
+        return list_context(options)
+    if options.inputs or options.detectors or options.elements or options.types or options.date:
+        raise PermanentError(f"{options.place}: INPUT and the options for exposures belong to crds:[CONTEXT]")
     if is_url(options.place):
         place = options.place.rstrip("/")
         index = anyio.run(newest_index, place)

@@ -51,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--set", action="append", default=[], dest="assignments", metavar="STAGE.PARAMETER=VALUE", help="changed"
     )
-    plan.add_argument("--references", metavar="DIR|URL", help="other reference files")
+    plan.add_argument("--references", metavar="DIR|URL|crds://CONTEXT", help="other reference files")
+    plan.add_argument(
+        "--parameters", action="append", default=[], type=Path, metavar="FILE.asdf", help="a step's parameter file"
+    )
     plan.add_argument("--reference", action="append", default=[], dest="pins", metavar="TYPE=FILE", help="pinned")
     plan.add_argument("--gaia", metavar="TABLE|URL", help="another table of reference stars")
     plan.add_argument("--recompute", action="store_true", help="reuse no result from the topic's stage on")
@@ -89,7 +92,7 @@ async def _plan(options: argparse.Namespace) -> ReplayPlan:
         definition = definition_with_changes(
             view.definition,
             parameters=settings.parameters,
-            references=None if options.references is None else await defined_references(options.references),
+            references=None if options.references is None else await defined_references(options.references, settings),
             pins=settings.references,
             gaia=None if options.gaia is None else await defined_stars(options.gaia),
             salt=options.run if options.recompute else None,

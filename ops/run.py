@@ -21,6 +21,7 @@ import anyio.to_thread
 from rich.console import Console
 
 from ops.announce import Announcer
+from ops.crds_cache import crds_cache, is_crds_definition
 from ops.dropped_payloads import drop_payloads
 from ops.engine import Engine, Folders
 from ops.ingest import Ingest, inspect, read_inputs
@@ -30,6 +31,7 @@ from ops.product_sets import ProductSet
 from ops.progress import ProgressBars, closing_table
 from ops.projection import Projection
 from ops.run_failure import first_failure, stopped
+from ops.run_inputs import RunInputs
 from ops.run_options import RunOptions, log_to_file
 from ops.table import Pipeline, build_pipeline
 from ops.trace_export import exported_tracing
@@ -100,10 +102,11 @@ class EmbeddedRun:
         self._pipeline: Pipeline = build_pipeline(options.settings)
         self._definition = {
             **self._pipeline.definition(),
-            "references": str(options.references),
+            "references": options.references,
             "pins": {kind: str(path) for kind, path in options.settings.references.items()},
             "gaia": str(options.gaia),
         }
+        self._crds = crds_cache(options.settings) if is_crds_definition(options.references) else None
         self.run = f"run-{hash_parts('definition', self._definition)[:12]}"
         self._changed = anyio.Event()
         self._session_ms = int(self._clock.now() * 1000)
@@ -154,9 +157,10 @@ class EmbeddedRun:
         return self._report(ingest, time.monotonic() - begun)
 
     def _make_runner(self) -> ProcessJobRunner:
+        preload = ("ops.preload:warm", *(("ops.preload:warm_crds",) if self._crds else ()))
         return ProcessJobRunner(
-            slots=self._settings.slots, preload=("ops.preload:warm",), log_dir=self._options.work / "logs" / "jobs"
-        )
+            slots=self._settings.slots, preload=preload, log_dir=self._options.work / "logs" / "jobs"
+        )  # fmt: skip
 
     def _make_engine(self) -> Engine:
         folders = Folders(self._options.work)
@@ -178,6 +182,7 @@ class EmbeddedRun:
             observe=self._observe,
             tracing=self._tracing,
             clock=self._clock,
+            inputs=RunInputs(self._definition, folders.references, crds=self._crds),
         )
 
     async def _project(self, complete: ProductSet) -> None:

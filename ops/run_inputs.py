@@ -2,7 +2,7 @@
 
 A folder and a table on disk are named by path, and every machine has them there. Those in object storage are named by
 URL and digest, and fetched into a bounded cache when a job needs them. Recipes need digests alone, so planning fetches
-nothing but the index.
+nothing but the index. Those from CRDS are named by the context, and lie in a local CRDS cache that was filled before.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from ops.crds_cache import check_pinned_context, crds_cache, defined_context, is_crds, is_crds_definition
 from ops.reference_store import is_url, newest_index, object_at, open_set, pinned_index
 from ops.settings import RunSettings
 from stages.reference_index import ReferenceIndex
@@ -32,14 +33,16 @@ __all__ = ["RunInputs", "defined_references", "defined_stars"]
 Observer = Callable[[dict[str, Any]], None]
 
 
-async def defined_references(text: str) -> Any:
-    """References as a definition names them: the path of a folder, or URL and digest of the newest index.
+async def defined_references(text: str, settings: RunSettings) -> Any:
+    """References as a definition names them: a folder's path, URL and digest of the newest index, or a CRDS context.
 
     Raises
     ------
     PermanentError
-        There is no such folder, or nothing was published there.
+        There is no such folder, nothing was published there, or the context is not complete in the cache.
     """
+    if is_crds(text):
+        return await anyio.to_thread.run_sync(defined_context, text, settings)
     if is_url(text):
         url = text.rstrip("/")
         return {"url": url, "index": (await newest_index(url)).digest}
@@ -69,6 +72,11 @@ async def defined_stars(text: str) -> Any:
     if not await path.is_file():
         raise PermanentError(f"--gaia {text}: there is no such file")
     return str(await path.resolve())
+
+
+def _is_published(references: Any) -> bool:
+    """Whether a definition's references lie in object storage."""
+    return isinstance(references, Mapping) and "url" in references
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,8 @@ class RunInputs:
         For what is fetched and what is made from it; several processes of a machine may share it.
     max_bytes : int, optional
         Bound on fetched files, and on unpacked arrays made from them; none for local ones.
+    crds : Path, optional
+        This machine's CRDS cache, for references from there.
     observe : callable
         Told about hits and misses, as ``{"event": "reference_cache", "outcome": "hit" or "miss", "bytes"}``.
     """
@@ -122,8 +132,10 @@ class RunInputs:
         folder: Path,
         *,
         max_bytes: int | None = None,
+        crds: Path | None = None,
         observe: Observer = lambda _: None,
     ) -> None:
+        self._crds = crds
         self._folder = folder
         self._max_bytes = max_bytes
         self._files: dict[str, _Wanted] = {}
@@ -143,13 +155,19 @@ class RunInputs:
         Raises
         ------
         FatalError
-            The index in the store is not the one that the run is defined with, or the folder cannot be written to.
+            The index in the store, or the context in the CRDS cache, is not the one that the run is defined with, or
+            the folder cannot be written to.
         """
-        remote = not isinstance(definition["references"], str) or not isinstance(definition["gaia"], str)
+        crds = None
+        if is_crds_definition(definition["references"]):
+            crds = crds_cache(settings)
+            await anyio.to_thread.run_sync(check_pinned_context, definition["references"], crds)
+        remote = _is_published(definition["references"]) or not isinstance(definition["gaia"], str)
         inputs = cls(
             definition,
             (settings.reference_cache or folder).absolute() if remote else folder,
             max_bytes=int(settings.reference_cache_gb * 1e9) if remote else None,
+            crds=crds,
             observe=observe,
         )
         if remote:
@@ -160,7 +178,9 @@ class RunInputs:
     def environment(self) -> dict[str, Any]:
         """What job processes need to know (see `ops.job.Workbench`)."""
         references = self._references
-        if not isinstance(references, str):
+        if is_crds_definition(references):
+            references = {**references, "path": str(self._crds)}
+        elif _is_published(references):
             references = {**references, "path": str(self._index_path)}
         return {
             "references": references,
@@ -212,7 +232,7 @@ class RunInputs:
         return self._folder / f"index-{self._references['index']}.json"
 
     async def _open(self) -> None:
-        if not isinstance(self._references, str):
+        if _is_published(self._references):
             url, digest = self._references["url"], self._references["index"]
             data = await pinned_index(url, digest)
             index = ReferenceIndex.decode(data, where=f"{url}, index {digest[:16]}…")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ops.crds_cache import defined_context, is_crds
 from ops.run_failure import disk_trouble
 from ops.settings import RunSettings, load_settings, parse_assignment, parse_reference_pin
 from stream.failure import PermanentError
@@ -22,7 +23,7 @@ class RunOptions:
     Raises
     ------
     PermanentError
-        A setting, the references folder, the star table or the output folder is not usable.
+        A setting, the references, the star table or the output folder is not usable.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -31,25 +32,35 @@ class RunOptions:
         }
         if options.keep:
             given["keep"] = True
+        if options.parameters:
+            given["parameter_files"] = tuple(options.parameters)
         for text in options.assignments:
             stage, parameter, value = parse_assignment(text)
             given.setdefault("parameters", {}).setdefault(stage, {})[parameter] = value
         if options.pins:
             given["references"] = dict(parse_reference_pin(text) for text in options.pins)
         self.settings: RunSettings = load_settings(options.config, given)
-        self.references = options.references.resolve()
+        self.references = _defined_references(options.references, self.settings)
         self.gaia = options.gaia.resolve()
         self.out = options.out.resolve()
         self.work = (options.work or options.out / ".rampstream").resolve()
         self.replace = bool(options.replace)
         self.json = bool(options.json)
         self.inputs: list[Path] = options.inputs
-        if not self.references.is_dir():
-            raise PermanentError(f"--references {options.references}: there is no such folder")
         if not self.gaia.is_file():
             raise PermanentError(f"--gaia {options.gaia}: there is no such file")
         for folder in (self.out, self.work):
             _make_writable(folder)
+
+
+def _defined_references(text: str, settings: RunSettings) -> Any:
+    """References as the run's definition names them: the path of a folder, or a CRDS context."""
+    if is_crds(text):
+        return defined_context(text, settings)
+    folder = Path(text).resolve()
+    if not folder.is_dir():
+        raise PermanentError(f"--references {text}: there is no such folder")
+    return str(folder)
 
 
 def _make_writable(folder: Path) -> None:

@@ -15,6 +15,9 @@ from stream.failure import PermanentError
 
 __all__ = ["AssociationRules", "CustomStage", "RunSettings", "load_settings", "parse_assignment", "parse_reference_pin"]
 
+_NOT_APPLICABLE = Path("N/A")
+"""In place of a reference file: do without one."""
+
 _DETECTOR = re.compile(r"WFI[0-9]{2}")
 
 
@@ -82,9 +85,16 @@ class RunSettings(BaseSettings):
         default=(), description="Stages whose results are stored although a segment goes on."
     )
     references: dict[str, Path] = Field(
-        default_factory=dict, description="Reference files by type that win over selection."
+        default_factory=dict, description="Reference files by type that win over selection; N/A to do without."
     )
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Parameters by stage.")
+    parameter_files: tuple[Path, ...] = Field(
+        default=(), description="The field's parameter files (ASDF) of steps or of the pipeline; later ones win."
+    )
+    parameter_references: bool = Field(
+        default=True, description="Take parameters from CRDS (``pars-*``) where references come from there."
+    )
+    crds_path: Path | None = Field(default=None, description="Local CRDS cache; none: the variable CRDS_PATH.")
     associations: AssociationRules = Field(
         default_factory=AssociationRules, description="When associations close (distributed engine)."
     )
@@ -177,7 +187,7 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
 
 
 def parse_reference_pin(text: str) -> tuple[str, Path]:
-    """Split ``TYPE=FILE``.
+    """Split ``TYPE=FILE``, or ``TYPE=N/A`` to do without.
 
     Raises
     ------
@@ -188,9 +198,9 @@ def parse_reference_pin(text: str) -> tuple[str, Path]:
     if not (equals and reference_type and name):
         raise PermanentError(f"--reference {text!r}: expected TYPE=FILE, for example flat=my_flat.asdf")
     path = Path(name)
-    if not path.is_file():
+    if path != _NOT_APPLICABLE and not path.is_file():
         raise PermanentError(f"--reference {text!r}: the file {name} does not exist")
-    return reference_type.strip().lower(), path.resolve()
+    return reference_type.strip().lower(), path if path == _NOT_APPLICABLE else path.resolve()
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
@@ -235,10 +245,28 @@ def load_settings(config: Path | None, options: dict[str, Any]) -> RunSettings:
             )
         ) from error
     for reference_type, path in settings.references.items():
-        if not path.is_file():
+        if path != _NOT_APPLICABLE and not path.is_file():
             where = f"{config}: " if reference_type in from_file.get("references", {}) else ""
             raise PermanentError(f"{where}references.{reference_type}: the file {path} does not exist")
-    return settings
+    return _with_parameter_files(settings) if settings.parameter_files else settings
+
+
+def _with_parameter_files(settings: RunSettings) -> RunSettings:
+    """Settings with what the field's parameter files say where nothing else does."""
+    from stages.parameter_files import read_parameter_file
+
+    parameters: dict[str, Any] = {}
+    pins: dict[str, Path] = {}
+    for path in settings.parameter_files:
+        found = read_parameter_file(path)
+        parameters = _merge(parameters, found.parameters)
+        pins |= {kind: Path(name) for kind, name in found.overrides.items()}
+    return settings.model_copy(
+        update={
+            "parameters": _merge(parameters, settings.parameters),
+            "references": {**pins, **settings.references},
+        }
+    )
 
 
 def _read_file(config: Path) -> dict[str, Any]:
@@ -250,11 +278,18 @@ def _read_file(config: Path) -> dict[str, Any]:
         raise PermanentError(f"{config}: not valid TOML: {error}") from error
     pins = values.get("references")
     if isinstance(pins, dict):
-        values["references"] = {
-            kind.strip().lower(): (config.parent / path).resolve() if isinstance(path, str) else path
-            for kind, path in pins.items()
-        }
+        values["references"] = {kind.strip().lower(): _beside(config, path) for kind, path in pins.items()}
+    files = values.get("parameter_files")
+    if isinstance(files, list):
+        values["parameter_files"] = tuple(_beside(config, path) for path in files)
     return values
+
+
+def _beside(config: Path, path: Any) -> Any:
+    """A file named in a settings file, which counts from the folder of that."""
+    if not isinstance(path, str):
+        return path
+    return _NOT_APPLICABLE if Path(path) == _NOT_APPLICABLE else (config.parent / path).resolve()
 
 
 def _has(values: Any, location: tuple[int | str, ...]) -> bool:

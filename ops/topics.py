@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -39,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=("fused", "balanced", "granular"), help="default: granular")
     parser.add_argument("--partitions", type=int, help="partitions of each inbox (default: 36)")
     parser.add_argument(
-        "--references", metavar="DIR|URL", help="folder with reference files, or where references push published them"
+        "--references",
+        metavar="DIR|URL|crds://CONTEXT",
+        help="folder with reference files, where references push published them, or a CRDS context",
     )
     parser.add_argument("--gaia", metavar="TABLE|URL", help="table of reference stars")
     parser.add_argument(
@@ -47,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reference", action="append", default=[], dest="pins", metavar="TYPE=FILE", help="a pinned reference"
+    )
+    parser.add_argument(
+        "--parameters", action="append", default=[], type=Path, metavar="FILE.asdf", help="a step's parameter file"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(handle=run_verb)
@@ -81,10 +87,11 @@ async def _definition(connection: Connection, options: argparse.Namespace) -> di
     if options.references is None and options.gaia is None and known is not None:
         return known
     if options.references is None or options.gaia is None:
-        msg = f"the run {connection.settings.run!r} is new: say its --references DIR|URL and --gaia TABLE|URL"
+        msg = f"the run {connection.settings.run!r} is new: say its --references and its --gaia (TABLE|URL)"
         raise PermanentError(msg)
-    references, gaia = await defined_references(options.references), await defined_stars(options.gaia)
-    return definition_of(connection.settings, references, gaia)
+    settings = connection.settings
+    references, gaia = await defined_references(options.references, settings), await defined_stars(options.gaia)
+    return definition_of(settings, references, gaia)
 
 
 def definition_of(settings: RunSettings, references: Any, gaia: Any, *, salt: str | None = None) -> dict[str, Any]:

@@ -72,12 +72,13 @@ class Finalize:
         versions: Mapping[str, str],
         out_dir: Path,
         reference_digests: Mapping[str, str] | None = None,
+        crds: Mapping[str, str] | None = None,
         slot: Slot | None = None,
     ) -> dict[str, Any]:
         """See `finalize_exposure`."""
         return finalize_exposure(
             item, solution, association, references, versions, out_dir,
-            reference_digests=reference_digests, slot=slot,
+            reference_digests=reference_digests, crds=crds, slot=slot,
         )  # fmt: skip
 
 
@@ -90,6 +91,7 @@ def finalize_exposure(
     out_dir: Path,
     *,
     reference_digests: Mapping[str, str] | None = None,
+    crds: Mapping[str, str] | None = None,
     slot: Slot | None = None,
 ) -> dict[str, Any]:
     """Apply the alignment, complete the metadata and write the products.
@@ -111,6 +113,8 @@ def finalize_exposure(
         Folder for the products; made if it does not exist.
     reference_digests : mapping, optional
         Digest of reference files by recorded name, for the content digests.
+    crds : mapping, optional
+        ``version`` and ``context`` for ``meta.ref_file.crds``; the input's values stay where there is none.
     slot : Slot, optional
         Threads and buffers.
 
@@ -129,6 +133,8 @@ def finalize_exposure(
     saturated = _as_image(exposure, slot)
     distortion = _distortion(exposure, references)
     _label(exposure, association, versions)
+    if crds is not None:
+        exposure.meta.setdefault("ref_file", {})["crds"] = dict(crds)
     measured = plain_metadata(exposure.meta)  # what catalog and segmentation map repeat: as before the alignment
     wcs = _complete(exposure, _member_solution(exposure, solution), distortion)
     out_dir.mkdir(parents=True, exist_ok=True)

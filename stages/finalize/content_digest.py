@@ -27,7 +27,7 @@ _LEFT_OUT = frozenset({"file_date", "cal_logs"})
 _LEFT_OUT_OF_TABLES = frozenset({"source_catalog.date", "table_meta_yaml"})
 """The date of the measurement; and a second copy of names, units and metadata, with that date inside."""
 
-_PLACES = ("/", "s3://", "gs://", "az://")
+_PLACES = ("/", "s3://", "gs://", "az://", "crds://")
 
 _ALGORITHM = "sha256"
 _ARROW_FLOATS = {"halffloat": "f2", "float": "f4", "double": "f8"}

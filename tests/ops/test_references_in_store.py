@@ -153,7 +153,7 @@ def test_a_run_keeps_its_references_whatever_is_published_later(bucket: str, fol
 
 async def defined(bucket: str, folder: Path) -> Any:
     await push(folder, bucket)
-    return await defined_references(bucket)
+    return await defined_references(bucket, RunSettings())
 
 
 @pytest.mark.parametrize("other", [b"", b"{}", None])

@@ -10,6 +10,7 @@ import pytest
 from ops.settings import load_settings, parse_assignment, parse_reference_pin
 from ops.table import build_pipeline
 from stream.failure import PermanentError
+from tests.stages.small_crds import write_parameters
 
 
 def write(path: Path, text: str) -> Path:
@@ -140,3 +141,18 @@ def test_a_pinned_file_must_exist(tmp_path: Path) -> None:
 def test_stages_that_do_not_exist_or_fit_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PermanentError, match=message):
         build_pipeline(load_settings(None, options))
+
+
+def test_a_reference_can_be_done_without(tmp_path: Path) -> None:
+    assert parse_reference_pin("Mask=N/A") == ("mask", Path("N/A"))
+    found = load_settings(write(tmp_path / "c.toml", '[references]\nmask = "N/A"'), {})
+    assert found.references == {"mask": Path("N/A")}
+
+
+def test_parameter_files_give_way_to_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"n_pix_grow_sat": 1, "backup": 1, "skip": True}
+    write_parameters(tmp_path / "p.asdf", "SaturationStep", known)
+    text = 'parameter_files = ["p.asdf"]\n[parameters.saturation]\nbackup = 2'
+    monkeypatch.setenv("RAMPSTREAM_PARAMETERS", '{"saturation": {"n_pix_grow_sat": 3}}')
+    found = load_settings(write(tmp_path / "c.toml", text), {})
+    assert found.parameters == {"saturation": {"n_pix_grow_sat": 3, "backup": 2, "skip": True}}
