@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
@@ -118,24 +118,47 @@ def _message(run: str, association: str, member: str, facts: dict[str, Any]) -> 
     )  # fmt: skip
 
 
+class _Noted:
+    """Stands for the broker of a changelog, and keeps what it is told to publish."""
+
+    key: bytes
+    value: bytes
+
+    async def publish(self, topic: str, *, key: bytes, value: bytes) -> None:
+        del topic
+        self.key, self.value = key, value
+
+
+async def _record_of_a_member(run: str) -> tuple[_Noted, int]:
+    """What a changelog has of member ``MEMBER`` of ``ASSOCIATION`` in partition 0, and bytes of its message.
+
+    The names alone are replaced for all the others: to make a hundred thousand messages takes minutes.
+    """
+    noted, now = _Noted(), time.time()
+    message = _message(run, "ASSOCIATION", "MEMBER", _facts("MEMBER"))
+    record = MemberRecord("MEMBER", MemberStatus.OK, message.digest, 0, now, now + 86_400.0)
+    changelog = Changelog(cast("Broker", noted), "changelog")
+    await changelog.note_member("ASSOCIATION", 0, KeptMember.of(record, message, Resting(None, now)))
+    return noted, len(message.encode())
+
+
 async def prepare(config: Configuration) -> int:
-    """Write the topics, member lists and changelog that an aggregator would have left; bytes of one record."""
-    store, now, facts = open_store(config.store), time.time(), _facts("member")
-    size = 0
+    """Write the topics, member lists and changelog that an aggregator would have left; bytes of a member's message."""
+    store, topic = open_store(config.store), changelog_topic_name(config.run, "joint")
+    template, size = await _record_of_a_member(config.run)
     async with _broker(config) as broker:
         await broker.create_topics(run_topics(config.run, _segments(), partitions=PARTITIONS))
-        changelog = Changelog(broker, changelog_topic_name(config.run, "joint"))
 
         async def one(number: int) -> None:
-            nonlocal size
             association, members = _names(number)
             await put_member_list(store, config.run, MemberList(association, tuple(members), members[0][:-6]))
-            for place, member in enumerate(members[: config.come]):
-                message = _message(config.run, association, member, facts)
-                record = MemberRecord(member, MemberStatus.OK, message.digest, place, now, now + 86_400.0)
-                kept = KeptMember.of(record, message, Resting(None, now))
-                await changelog.note_member(association, number % PARTITIONS, kept)
-                size = len(message.encode())
+            names = [(association.encode(), member.encode()) for member in members[: config.come]]
+            for known, member in names:
+                key, value = (
+                    text.replace(b"ASSOCIATION", known).replace(b"MEMBER", member)
+                    for text in (template.key, template.value)
+                )
+                await broker.publish(topic, key=key, value=value)
 
         await together((partial(one, number) for number in range(config.associations)), most=TOGETHER)
     return size

@@ -177,7 +177,7 @@ class Mosaic:
 
 
 def _pixels(geometry: DetectorGeometry, distortion: Any, v2: Array, v3: Array) -> tuple[Array, Array]:
-    """Pixels of stars near a detector: the polynomial inverse, then two Newton steps, which leave less than 1e-6."""
+    """Pixels of stars near a detector: the polynomial inverse, then a Newton step, which leaves less than 1e-4."""
     v2 = (v2 - (1 - ABERRATION) * geometry.v2_ref) / ABERRATION
     v3 = (v3 - (1 - ABERRATION) * geometry.v3_ref) / ABERRATION
     near = np.hypot(v2 - geometry.v2_ref, v3 - geometry.v3_ref) < 0.75 * SIZE * PIXEL_ARCSEC
@@ -185,11 +185,8 @@ def _pixels(geometry: DetectorGeometry, distortion: Any, v2: Array, v3: Array) -
     x, y = distortion.inverse(v2, v3)
     middle = np.stack(geometry.to_v2v3(geometry.x_ref + np.array([0.0, 1.0, 0.0]), geometry.y_ref + np.eye(3)[2]))
     inverse = np.linalg.inv(middle[:, 1:] - middle[:, :1])
-    for _ in range(2):
-        reached = np.stack(geometry.to_v2v3(x, y))
-        step = inverse @ (np.stack([v2, v3]) - reached)
-        x, y = x + step[0], y + step[1]
-    return x, y
+    step = inverse @ (np.stack([v2, v3]) - np.stack(geometry.to_v2v3(x, y)))
+    return x + step[0], y + step[1]
 
 
 def _numbers(attitude: Attitude, geometry: DetectorGeometry) -> dict[str, Any]:

@@ -123,18 +123,26 @@ class SkyPolygon:
 
     def __init__(self, vectors: Array) -> None:
         self.vectors: Array = vectors / np.linalg.norm(vectors, axis=0)
-        self.vertices: Array = np.ascontiguousarray(self.vectors.T)
         mean = self.vectors.mean(axis=1)
         self.center: Array = mean / np.linalg.norm(mean)
         # the vertices of a convex polygon smaller than a hemisphere hold its farthest point
         self.radius = float(np.max(_angle(self.vectors, self.center)))
+        self.vertices: Array = _counter_clockwise(np.ascontiguousarray(self.vectors.T), self.center)
         self.area = float(fan(projected(self.vertices, tangent_axes(self.center))))
-        normals = np.cross(self.vertices, np.roll(self.vertices, -1, axis=0))
+        normals = _edges(self.vertices)
         self.normals: Array = normals * np.sign(normals @ self.center)[:, None]
 
     def holds(self, vectors: Array) -> NDArray[np.bool_]:
         """Which of some vectors (3, n) lie inside."""
         return np.asarray(np.all(self.normals @ vectors >= 0, axis=0))
+
+
+def _edges(vertices: Array) -> Array:
+    return np.cross(vertices, np.roll(vertices, -1, axis=0))
+
+
+def _counter_clockwise(vertices: Array, center: Array) -> Array:
+    return vertices if np.sum(_edges(vertices) @ center) >= 0 else np.ascontiguousarray(vertices[::-1])
 
 
 def _angle(vectors: Array, center: Array) -> Array:

@@ -28,7 +28,7 @@ class Polygons(NamedTuple):
     start: Index
     """Number of the first vertex of each polygon, and the number of all (polygons + 1,)."""
     vertices: Array
-    """Unit vectors (vertices, 3)."""
+    """Unit vectors (vertices, 3), counter-clockwise about the centre."""
     normals: Array
     """Inward normals of the edges (vertices, 3)."""
     centers: Array
@@ -42,23 +42,23 @@ class Polygons(NamedTuple):
 @numba.njit(nogil=True, cache=True)
 def tangent_axes(center: Array) -> Array:
     """Rotation matrix whose rows are the direction of a vector and two axes of the plane tangent there."""
+    x, y, z = center[0], center[1], center[2]
+    length = np.sqrt(x * x + y * y + z * z)
+    x, y, z = x / length, y / length, z / length
+    # across the axis that is farthest from the direction
+    if abs(x) <= abs(y) and abs(x) <= abs(z):
+        a, b, c = 0.0, -z, y
+    elif abs(y) <= abs(z):
+        a, b, c = z, 0.0, -x
+    else:
+        a, b, c = -y, x, 0.0
+    length = np.sqrt(a * a + b * b + c * c)
+    a, b, c = a / length, b / length, c / length
     axes = np.empty((3, 3))
-    normal = axes[0]
-    normal[:] = center / np.sqrt(np.sum(center * center))
-    smallest = np.argmin(np.abs(normal))
-    helper = np.zeros(3)
-    helper[smallest] = 1.0
-    _cross_product(helper, normal, axes[1])
-    axes[1] /= np.sqrt(np.sum(axes[1] * axes[1]))
-    _cross_product(normal, axes[1], axes[2])
+    axes[0, 0], axes[0, 1], axes[0, 2] = x, y, z
+    axes[1, 0], axes[1, 1], axes[1, 2] = a, b, c
+    axes[2, 0], axes[2, 1], axes[2, 2] = y * c - z * b, z * a - x * c, x * b - y * a
     return axes
-
-
-@numba.njit(nogil=True, cache=True)
-def _cross_product(a: Array, b: Array, out: Array) -> None:
-    out[0] = a[1] * b[2] - a[2] * b[1]
-    out[1] = a[2] * b[0] - a[0] * b[2]
-    out[2] = a[0] * b[1] - a[1] * b[0]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -67,7 +67,8 @@ def _overlap(a: Array, b: Array, axes: Array) -> float:
     subject, clip = projected(a, axes), projected(b, axes)
     if len(subject) == 0 or len(clip) == 0:
         return 0.0
-    common = _clip(subject, clip)
+    size = len(subject) + len(clip) + 1
+    common = _clip(subject, clip, np.empty((size, 2)), np.empty((size, 2)))
     return fan(common) if len(common) > 2 else 0.0
 
 
@@ -91,13 +92,17 @@ def projected(vertices: Array, axes: Array) -> Array:
 
 
 @numba.njit(nogil=True, cache=True)
-def _clip(subject: Array, clip: Array) -> Array:
-    """The part of one convex polygon to the left of every edge of another; both (k, 2), counter-clockwise."""
+def _clip(subject: Array, clip: Array, current: Array, kept: Array) -> Array:
+    """The part of one convex polygon to the left of every edge of another; both (k, 2), counter-clockwise.
+
+    It lies in one of two buffers, each with room for the vertices of both and one more.
+    """
     size = len(subject) + len(clip) + 1
-    current, kept = np.empty((size, 2)), np.empty((size, 2))
     count = len(subject)
     current[:count] = subject
     for edge in range(len(clip)):
+        if count == 0:
+            break
         x0, y0 = clip[edge]
         x1, y1 = clip[(edge + 1) % len(clip)]
         following = 0
@@ -117,7 +122,7 @@ def _clip(subject: Array, clip: Array) -> Array:
                 # rounding made the polygon concave: no vertex may be lost, so take what there is
                 break
         current, kept, count = kept, current, following
-    return current[:count].copy()
+    return current[:count]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -189,20 +194,47 @@ def common_solid_angle_of(a: Polygons, i: int, b: Polygons, j: int) -> float:
 def group_overlaps(polygons: Polygons, centers: Array, radii: Array) -> Array:
     """Matrix of the solid angles that groups have in common, summed over pairs of polygons; its diagonal is zero.
 
-    ``centers`` (n, 3) and ``radii`` (n,) are of circles around the groups.
+    ``centers`` (n, 3) and ``radii`` (n,) are of circles around the groups. Everything near a group is projected once,
+    into the plane tangent at its centre: a pair of polygons then costs its clipping alone, a microsecond.
     """
     n = len(radii)
     overlaps = np.zeros((n, n))
+    flat = np.empty((len(polygons.vertices), 2))
+    size = 2 * np.max(np.diff(polygons.start)) + 1
+    buffers = np.empty((2, size, 2))
     for g in range(n):
+        axes = tangent_axes(centers[g])
+        _project_group(polygons, g, axes, flat)
         for h in range(g + 1, n):
             if _apart(centers[g], radii[g], centers[h], radii[h]):
                 continue
-            total = 0.0
-            for i in range(polygons.group[g], polygons.group[g + 1]):
-                for j in range(polygons.group[h], polygons.group[h + 1]):
-                    total += common_solid_angle_of(polygons, i, polygons, j)
-            overlaps[g, h] = overlaps[h, g] = total
+            _project_group(polygons, h, axes, flat)
+            overlaps[g, h] = overlaps[h, g] = _overlap_of_groups(polygons, g, h, flat, buffers)
     return overlaps
+
+
+@numba.njit(nogil=True, cache=True)
+def _project_group(polygons: Polygons, group: int, axes: Array, flat: Array) -> None:
+    """Gnomonic coordinates of a group's vertices; NaN, which has no overlap, behind the plane."""
+    for k in range(polygons.start[polygons.group[group]], polygons.start[polygons.group[group + 1]]):
+        x, y, z = polygons.vertices[k]
+        depth = axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z
+        for axis in range(2):
+            along = axes[axis + 1, 0] * x + axes[axis + 1, 1] * y + axes[axis + 1, 2] * z
+            flat[k, axis] = along / depth if depth > 0 else np.nan
+
+
+@numba.njit(nogil=True, cache=True)
+def _overlap_of_groups(polygons: Polygons, g: int, h: int, flat: Array, buffers: Array) -> float:
+    start, total = polygons.start, 0.0
+    for i in range(polygons.group[g], polygons.group[g + 1]):
+        for j in range(polygons.group[h], polygons.group[h + 1]):
+            if not _apart(polygons.centers[i], polygons.radii[i], polygons.centers[j], polygons.radii[j]):
+                one, other = flat[start[i] : start[i + 1]], flat[start[j] : start[j + 1]]
+                common = _clip(one, other, buffers[0], buffers[1])
+                if len(common) > 2:
+                    total += fan(common)
+    return total
 
 
 @numba.njit(nogil=True, cache=True)
