@@ -65,6 +65,7 @@ class Restored:
     """What it took."""
 
     seconds: float
+    cpu_seconds: float
     associations: int
     members: int
     members_a_second: float
@@ -182,10 +183,10 @@ async def restore(config: Configuration) -> Restored:
             broker=broker, store=store, router=router, solver=_nobody_solves, abandon=_nobody_abandons,
             settings=AssociationSettings(), clock=SystemClock(), observe=observe,
         )  # fmt: skip
-        began = time.monotonic()
+        began, cpu = time.monotonic(), time.process_time()
         await tasks.start(aggregator.run)
         await _until(lambda: bool(events["restored"]))
-        seconds = time.monotonic() - began
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         state = aggregator.state()
         members = sum(len(association.records()) for association in state.values())
         began = time.monotonic()
@@ -195,7 +196,7 @@ async def restore(config: Configuration) -> Restored:
         await _until(lambda: len(events["member"]) >= config.late)
         rate = config.late / (time.monotonic() - began)
         tasks.cancel_scope.cancel()
-    return Restored(seconds, len(state), members, rate)
+    return Restored(seconds, cpu, len(state), members, rate)
 
 
 async def _until(holds: Callable[[], bool]) -> None:

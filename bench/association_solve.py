@@ -53,6 +53,8 @@ class Solution:
 
     seconds: float
     """From the close on: reading tie points, solving, writing the solution."""
+    cpu_seconds: float
+    """Of the worker, without its job processes."""
     job_seconds: float
     job_cpu_seconds: float
     job_peak_rss_bytes: int
@@ -87,14 +89,14 @@ async def solve(config: Configuration) -> Solution:
         messages = _messages(Path(config.members))
         await jobs.run_patiently("solve", {"members": []}, label="warm", stars=True)
         close = _close(config.association, messages)
-        began = time.monotonic()
+        began, cpu = time.monotonic(), time.process_time()
         solved = await solver.solve(close, messages)
-        seconds = time.monotonic() - began
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         assert solved is not None
         stored = (await Results(store).read(solved.manifest)).object("solution")
         assert stored is not None
     done = [event for event in told if event.get("event") == "job_done" and event["entry"] == "solve"][-1]
-    return Solution(seconds, done["seconds"], done["cpu_seconds"], done["peak_rss_bytes"], stored.key)
+    return Solution(seconds, cpu, done["seconds"], done["cpu_seconds"], done["peak_rss_bytes"], stored.key)
 
 
 def _messages(path: Path) -> dict[str, MemberMessage]:

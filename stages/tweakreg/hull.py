@@ -127,9 +127,12 @@ class SkyPolygon:
         self.center: Array = mean / np.linalg.norm(mean)
         # the vertices of a convex polygon smaller than a hemisphere hold its farthest point
         self.radius = float(np.max(_angle(self.vectors, self.center)))
-        self.vertices: Array = _counter_clockwise(np.ascontiguousarray(self.vectors.T), self.center)
+        self.vertices: Array = np.ascontiguousarray(self.vectors.T)
+        normals = _normals(self.vertices)
+        if np.sum(normals @ self.center) < 0:  # clockwise
+            self.vertices = np.ascontiguousarray(self.vertices[::-1])
+            normals = _normals(self.vertices)
         self.area = float(fan(projected(self.vertices, tangent_axes(self.center))))
-        normals = _edges(self.vertices)
         self.normals: Array = normals * np.sign(normals @ self.center)[:, None]
 
     def holds(self, vectors: Array) -> NDArray[np.bool_]:
@@ -137,12 +140,11 @@ class SkyPolygon:
         return np.asarray(np.all(self.normals @ vectors >= 0, axis=0))
 
 
-def _edges(vertices: Array) -> Array:
-    return np.cross(vertices, np.roll(vertices, -1, axis=0))
-
-
-def _counter_clockwise(vertices: Array, center: Array) -> Array:
-    return vertices if np.sum(_edges(vertices) @ center) >= 0 else np.ascontiguousarray(vertices[::-1])
+def _normals(vertices: Array) -> Array:
+    """Of the edges; np.cross would take most of the time that polygons take."""
+    x, y, z = vertices.T
+    u, v, w = np.concatenate([vertices[1:], vertices[:1]]).T
+    return np.column_stack([y * w - z * v, z * u - x * w, x * v - y * u])
 
 
 def _angle(vectors: Array, center: Array) -> Array:
