@@ -6,7 +6,7 @@ DEMO_DIR ?= demo
 DEMO_ROWS ?= 4096
 DEMO_DETECTOR ?= WFI01
 
-.PHONY: demo test lint types unit coverage newest faults bench bench-engine lock clean
+.PHONY: demo test lint types unit coverage newest faults bench bench-engine bench-association lock clean
 
 define make_environment
 	@$(PYTHON) -c 'import sys; sys.exit("make: Python >= 3.11 is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -59,6 +59,10 @@ bench: test-environment
 # The engine on real Kafka and S3: messages a second, overhead and bytes by preset (`BENCH_ARGS=--quick`: minutes).
 bench-engine: test-environment
 	$(TEST_ENV)/bin/python -m bench.engine $(BENCH_ARGS)
+
+# Associations of ten thousand members, and ten thousand open ones (`BENCH_ARGS="--members 500 --associations 500"`: a minute).
+bench-association: test-environment
+	$(TEST_ENV)/bin/python -m bench.association $(BENCH_ARGS)
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --no-header --extra oracle --extra test pyproject.toml -o requirements/test.lock

@@ -19,6 +19,10 @@ from stream.store.cache import ObjectCache
 
 __all__ = ["JointSolver"]
 
+_TOGETHER = 32
+"""Tie points fetched at once: some 10 kB each, of which there may be ten thousand, so that what counts is how long the
+store takes to answer."""
+
 
 class JointSolver:
     """The aggregator's solver.
@@ -80,15 +84,13 @@ class JointSolver:
         }
 
     async def _solve(self, close: Close, messages: dict[str, MemberMessage], identity: str) -> Manifest:
-        wanted = []
-        for message in messages.values():
-            if message.tie_points is not None and message.tie_points_digest is not None:
-                info = await self._store.head(message.tie_points)
-                size = -1 if info is None else info.size
-                wanted.append(
-                    StoredObject(message.member, message.tie_points, message.tie_points_digest, size, ObjectKind.SIDE)
-                )
-        async with self._cache.lease(wanted) as paths:
+        wanted = [
+            # their sizes are in no message: to ask for each would take as long as to fetch it
+            StoredObject(message.member, message.tie_points, message.tie_points_digest, -1, ObjectKind.SIDE)
+            for message in messages.values()
+            if message.tie_points is not None and message.tie_points_digest is not None
+        ]
+        async with self._cache.lease(wanted, most=_TOGETHER) as paths:
             described = [self._described(member, messages.get(member.member), paths) for member in close.members]
             document = await self._jobs.run_patiently(
                 "solve", {"members": described, "facts": _first_facts(close, messages)}, label=close.association,

@@ -274,7 +274,8 @@ class PipelineWork:
         document = None
         if solution is not None:
             stored = solution.object("solution")
-            document = json.loads(await self._store.get(stored.key) or b"null") if stored else None
+            whole = json.loads(await self._store.get(stored.key) or b"null") if stored else None
+            document = _part_of(whole, message.exposure)
         payload = await self._results.find(message.identity)
         if payload is None:
             payload = await self._recompute(message, attempt=attempt)
@@ -372,6 +373,14 @@ class PipelineWork:
 def _needed(known: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
     """References that must be fetched for the stages."""
     return [name for stage in stages for name in known["needed"].get(stage, ())]
+
+
+def _part_of(solution: Any, exposure: str) -> Any:
+    """What a solution says of one member: the job needs no more, and others may be ten thousand."""
+    if solution is None:
+        return None
+    part = solution["members"].get(exposure)
+    return {**solution, "members": {} if part is None else {exposure: part}}
 
 
 def _alignment_reason(solution: Any, exposure: str) -> str | None:

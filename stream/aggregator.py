@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,7 +18,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from stream.association import Association, AssociationSettings, Close, Seen
 from stream.broker.protocol import Broker, Record, TopicPartition
-from stream.changelog import Changelog, KeptMember
+from stream.changelog import Changelog, Kept, KeptMember
 from stream.clock import Clock
 from stream.dead_letters import bury
 from stream.dispatch import Abandon, Dispatcher, Solved, Solver
@@ -28,6 +29,7 @@ from stream.member_list import load_close, put_close, read_member_list
 from stream.message import MemberMessage, OrderMessage, decode
 from stream.router import Router
 from stream.store import ObjectStore
+from stream.together import together
 from stream.topology import changelog_topic_name, topic_name
 from stream.tracing import Forwarding, Resting, Tracing, current_traceparent, traced
 
@@ -39,7 +41,10 @@ IDLE_SECONDS = 3600.0
 """Longest sleep of the timer when nothing is due; a member's arrival wakes it at once."""
 
 BACKLOG_SECONDS = 0.5
-"""How often the timer looks whether the backlog is read, while it is not."""
+"""How often the timer looks whether the backlog is read, while it is not, and whether associations are ours."""
+
+_TOGETHER = 32
+"""Associations taken up at once: each waits for the store twice, and there may be ten thousand."""
 
 _PAUSE_SECONDS = 5.0
 """Between tries to send members on while broker or store do not answer."""
@@ -108,6 +113,8 @@ class Aggregator:
         self._unlogged: set[tuple[str, str]] = set()
         self._partition: dict[str, int] = {}
         self._backlog: dict[int, int] = {}
+        self._due: dict[str, float] = {}
+        self._changed: dict[str, None] = {}
         self._changelog = Changelog(broker, changelog_topic_name(router.run, router.joint_stage))
         self._topic = topic_name(router.run, router.joint_stage)
         self._wake = anyio.Event()
@@ -155,23 +162,25 @@ class Aggregator:
         extents = await self._broker.extents(self._topic)
         self._backlog.update({number: extents[number][1] for number in mine})
         kept = await self._changelog.read(mine)
-        for association, known in kept.items():
-            self._partition[association] = known.partition
-            self._dispatched[association] = known.dispatched
-            self._members[association] = dict(known.members)
-            state = await self._state(association)
-            state.restore(member.record for member in known.members.values())
+        await together((partial(self._restore, *one) for one in kept.items()), most=_TOGETHER)
         for association in kept:
-            await self._resume(association)
+            self._resume(association)
         self._observe({"event": "restored", "associations": len(kept), "seconds": self._clock.monotonic() - began})
-        self._wake.set()
+        self._look_at(*kept)
+
+    async def _restore(self, association: str, known: Kept) -> None:
+        self._partition[association] = known.partition
+        self._dispatched[association] = known.dispatched
+        self._members[association] = known.members
+        state = await self._state(association)
+        state.restore(member.record for member in known.members.values())
 
     async def _let_go(self, partitions: Sequence[TopicPartition]) -> None:
         """Forget what lies in partitions that go: another aggregator restores it."""
         gone = {partition.partition for partition in partitions}
         for association in [known for known, number in self._partition.items() if number in gone]:
             del self._partition[association]
-            for kept in (self._associations, self._members, self._dispatched):
+            for kept in (self._associations, self._members, self._dispatched, self._due, self._changed):
                 kept.pop(association, None)
         for number in gone:
             self._backlog.pop(number, None)
@@ -206,8 +215,8 @@ class Aggregator:
             revision += 1
         return revision > first
 
-    async def _resume(self, association: str) -> None:
-        """Finish what a crash interrupted: a close whose members were not all sent on, or one that is due."""
+    def _resume(self, association: str) -> None:
+        """Finish what a crash interrupted: a close whose members were not all sent on."""
         state = self._associations[association]
         last = state.last_close
         if last is not None and self._dispatched.get(association, 0) < last.revision:
@@ -242,8 +251,9 @@ class Aggregator:
         if seen in {Seen.NEW, Seen.CHANGED}:
             self._unlogged.add(entry)
         if entry in self._unlogged:  # also when an earlier try at this record got no further
-            known = next(r for r in state.records() if r.member == message.member)
-            member = KeptMember(known, message, Resting(current_traceparent(), known.changed_at))
+            known = state.record(message.member)
+            assert known is not None, "it was observed"
+            member = KeptMember.of(known, message, Resting(current_traceparent(), known.changed_at))
             self._members.setdefault(message.association, {})[message.member] = member
             lease.check()
             await self._changelog.note_member(message.association, record.partition, member)
@@ -256,7 +266,7 @@ class Aggregator:
              "published_ms": record.timestamp_ms}
         )  # fmt: skip
         await self._check(state)
-        self._wake.set()
+        self._look_at(state.id)
 
     async def _order(self, order: OrderMessage, state: Association, lease: Lease) -> None:
         """Do what an operator asks for, unless the revision that the order names is there already."""
@@ -284,7 +294,7 @@ class Aggregator:
             {"event": "order", "association": state.id, "action": order.action.value, "revision": order.revision,
              "refusal": refusal}
         )  # fmt: skip
-        self._wake.set()
+        self._look_at(state.id)
 
     async def _bury(self, record: Record, error: Exception) -> None:
         LOG.error("member message refused: %s", error)
@@ -334,26 +344,46 @@ class Aggregator:
         self._dispatched[association] = close.revision
         self._observe({"event": "dispatched", "association": association, "revision": close.revision})
 
+    def _look_at(self, *associations: str) -> None:
+        """Have the timer look at associations that changed: at no others, for ten thousand may be open."""
+        self._changed.update(dict.fromkeys(associations))
+        self._wake.set()
+
     async def _timer(self) -> None:
         while True:
             self._wake = anyio.Event()
             now = self._clock.now()
-            times = [at for state in self._associations.values() if (at := state.next_due()) is not None]
-            delay = min([at - now for at in times] or [math.inf])
-            if not all(self._backlog_read(association) for association in self._associations):
+            changed, self._changed = self._changed, {}
+            for association in changed | {known: None for known, at in self._due.items() if at <= now}:
+                await self._check_patiently(association)
+            delay = min(self._due.values(), default=math.inf) - self._clock.now()
+            topic = self._topic
+            if any(self.inbox.prefix(TopicPartition(topic, number)) < end for number, end in self._backlog.items()):
                 delay = max(delay, BACKLOG_SECONDS)
+            if self._changed:  # not ours yet, or the store did not answer
+                delay = min(delay, BACKLOG_SECONDS)
             with anyio.move_on_after(max(0.01, min(delay, IDLE_SECONDS))):
                 await self._wake.wait()
-            for state in list(self._associations.values()):
-                if self._owns(state.id):
-                    await self._check_patiently(state)
 
-    async def _check_patiently(self, state: Association) -> None:
+    async def _check_patiently(self, association: str) -> None:
+        """Close an association if that is due, and note when it may be due next."""
+        self._due.pop(association, None)
+        state = self._associations.get(association)
+        if state is None:
+            return
+        if not self._owns(association):
+            self._changed[association] = None
+            return
         try:
             await self._check(state)
         except RetriableError as error:
-            LOG.warning("association %s cannot be closed now: %s", state.id, error)
+            LOG.warning("association %s cannot be closed now: %s", association, error)
+            self._changed[association] = None
             await self._clock.sleep(_PAUSE_SECONDS)
+            return
+        at = state.next_due()
+        if at is not None:
+            self._due[association] = at
 
 
 def _about_association(record: Record) -> MemberMessage | OrderMessage:

@@ -156,6 +156,10 @@ class Association:
         """The state of the members, one record each, by member id."""
         return tuple(self._members[member] for member in sorted(self._members))
 
+    def record(self, member: str) -> MemberRecord | None:
+        """The newest status of a member; None when it has not come."""
+        return self._members.get(member)
+
     def restore(self, records: Iterable[MemberRecord]) -> None:
         """Take up records of the changelog in any order: of each member the one of the highest source offset stays."""
         for record in records:

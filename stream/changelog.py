@@ -6,8 +6,12 @@ Reads and writes records. What they mean for an association is `stream.associati
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
+
+from anyio.lowlevel import checkpoint
 
 from stream.association import MemberRecord
 from stream.broker.protocol import Broker
@@ -20,14 +24,35 @@ __all__ = ["Changelog", "Kept", "KeptMember"]
 DISPATCHED = "#dispatched"
 """Stands in a key where a member's id would."""
 
+_AT_A_TIME = 100
+"""Records decoded before others get their turn: 10 ms. There may be 100 000, while heartbeats must go on."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeptMember:
-    """What is known of a member: its newest record and message, and its trace."""
+    """What is known of a member: its newest record and message, and its trace.
+
+    The message is kept packed: its facts are some kB of text and several times that as objects, nobody looks at them
+    before a close, and 100 000 members may wait for one.
+    """
 
     record: MemberRecord
-    message: MemberMessage
+    packed: bytes
     trace: Resting
+
+    @classmethod
+    def of(cls, record: MemberRecord, message: MemberMessage, trace: Resting) -> KeptMember:
+        """Pack what is known."""
+        return cls(record, _packed(message.model_dump(mode="json")), trace)
+
+    @property
+    def message(self) -> MemberMessage:
+        """The newest message, unpacked."""
+        return MemberMessage.model_validate_json(zlib.decompress(self.packed))
+
+
+def _packed(message: Any) -> bytes:
+    return zlib.compress(json.dumps(message).encode(), level=1)
 
 
 @dataclass(slots=True)
@@ -57,7 +82,11 @@ class Changelog:
     async def read(self, partitions: Collection[int] | None = None) -> dict[str, Kept]:
         """Read it to its end: the associations, by id, whose members lie in some partitions (all when not given)."""
         found: dict[str, Kept] = {}
-        for key, record in (await self._broker.read_latest(self._topic)).items():
+        records = dict(await self._broker.read_latest(self._topic))
+        for number, key in enumerate(list(records)):
+            if number % _AT_A_TIME == 0:
+                await checkpoint()
+            record = records.pop(key)  # not kept beside what is made of it
             association, _, member = key.decode().partition("/")
             value = json.loads(record.value or b"null")
             if partitions is not None and value["partition"] not in partitions:
@@ -67,11 +96,8 @@ class Changelog:
                 kept.dispatched = int(value["revision"])
                 continue
             known = MemberRecord.from_json(value["record"])
-            kept.members[member] = KeptMember(
-                known,
-                MemberMessage.model_validate_json(json.dumps(value["message"])),
-                Resting(value.get("traceparent"), known.changed_at),
-            )
+            trace = Resting(value.get("traceparent"), known.changed_at)
+            kept.members[member] = KeptMember(known, _packed(value["message"]), trace)
         return found
 
     async def note_member(self, association: str, partition: int, member: KeptMember) -> None:
@@ -79,7 +105,7 @@ class Changelog:
         value = {
             "partition": partition,
             "record": member.record.to_json(),
-            "message": member.message.model_dump(mode="json"),
+            "message": json.loads(zlib.decompress(member.packed)),
             "traceparent": member.trace.traceparent,
         }
         await self._broker.publish(

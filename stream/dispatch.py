@@ -6,6 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from anyio.lowlevel import checkpoint
+
 from stream.association import Close, CloseOutcome
 from stream.changelog import KeptMember
 from stream.failure import Failure, FailureClass
@@ -70,10 +72,14 @@ class Dispatcher:
             association=close.association, revision=close.revision, reason=close.reason.value,
             outcome=close.outcome.value, expected=len(close.members), used=len(present),
         ):  # fmt: skip
-            solved, unsolved = await self._solve(close, {member: kept.message for member, kept in present.items()})
-            for kept in present.values():
+            messages = {}
+            for member, kept in present.items():
+                messages[member] = kept.message
+                await checkpoint()  # ten thousand take seconds to unpack
+            solved, unsolved = await self._solve(close, messages)
+            for member, kept in present.items():
                 check_owned()
-                await self._send_on(close, kept.message, kept.trace, solved, unsolved)
+                await self._send_on(close, messages[member], kept.trace, solved, unsolved)
 
     async def _solve(self, close: Close, present: dict[str, MemberMessage]) -> tuple[Solved | None, str | None]:
         """Solution of a close, and why there is none where there should be."""

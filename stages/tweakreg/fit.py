@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.tweakreg.matching import AlignmentError, match_positions
+from stages.tweakreg.matching import AlignmentError, match_positions, mean_positions
 from stages.tweakreg.tangent_plane import ARCSEC_PER_RADIAN, TangentPlane, plane_map
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ def align_group(
     Returns
     -------
     ndarray of bool
-        Which of the sources were matched; ``fit_info`` of each member tells whether that was enough.
+        Which of the sources (or of the averaged ones) were matched; ``fit_info`` of each member tells whether that was
+        enough.
 
     Raises
     ------
@@ -170,6 +171,8 @@ def align_group(
     sources = np.hstack([member.sky() for member in members])
     near = _near(sources, reference, parameters)
     image, places = plane.from_sky(sources), plane.from_sky(reference[:, near])
+    if parameters.average:
+        image = mean_positions(image, parameters.separation)
     image_index, reference_index = match_positions(
         image,
         places,

@@ -1,12 +1,15 @@
-"""Polygons around sources and their common solid angle. Decides the order of the relative alignment, no position."""
+"""Polygons around sources and their common solid angle. Decides the order of the relative alignment, no position.
+
+The kernels that clip polygons and measure what is left are `stages.tweakreg.solid_angle`'s.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
+
+from stages.tweakreg.solid_angle import Polygons, common_solid_angle_of, fan, projected, tangent_axes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +18,17 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["SkyPolygon", "bounding_circle", "bounding_hull", "common_solid_angle", "convex_hull", "hull_of_stars"]
+__all__ = [
+    "SkyPolygon",
+    "bounding_circle",
+    "bounding_hull",
+    "common_solid_angle",
+    "convex_hull",
+    "flat_hull",
+    "hull_of_stars",
+    "packed",
+    "polygon_around",
+]
 
 HUGE_BOX = 0.5
 """Half side, in units of the tangent plane (radian), of the box that the field's library puts around one or two
@@ -106,7 +119,7 @@ class SkyPolygon:
         Vertices, of any length.
     """
 
-    __slots__ = ("area", "center", "normals", "radius", "vectors")
+    __slots__ = ("area", "center", "normals", "radius", "vectors", "vertices")
 
     def __init__(self, vectors: Array) -> None:
         self.vectors: Array = vectors / np.linalg.norm(vectors, axis=0)
@@ -114,134 +127,47 @@ class SkyPolygon:
         self.center: Array = mean / np.linalg.norm(mean)
         # the vertices of a convex polygon smaller than a hemisphere hold its farthest point
         self.radius = float(np.max(_angle(self.vectors, self.center)))
-        self.area = float(_fan(_projected(self.vectors, _tangent_axes(self.center))))
-        normals = np.cross(self.vectors.T, np.roll(self.vectors.T, -1, axis=0))
+        self.vertices: Array = np.ascontiguousarray(self.vectors.T)
+        normals = _normals(self.vertices)
+        if np.sum(normals @ self.center) < 0:  # clockwise
+            self.vertices = np.ascontiguousarray(self.vertices[::-1])
+            normals = _normals(self.vertices)
+        self.area = float(fan(projected(self.vertices, tangent_axes(self.center))))
         self.normals: Array = normals * np.sign(normals @ self.center)[:, None]
 
-    def holds(self, other: SkyPolygon) -> bool:
-        """Whether the other polygon lies inside this one."""
-        return bool(np.all(self.normals @ other.vectors >= 0))
+    def holds(self, vectors: Array) -> NDArray[np.bool_]:
+        """Which of some vectors (3, n) lie inside."""
+        return np.asarray(np.all(self.normals @ vectors >= 0, axis=0))
+
+
+def _normals(vertices: Array) -> Array:
+    """Of the edges; np.cross would take most of the time that polygons take."""
+    x, y, z = vertices.T
+    u, v, w = np.concatenate([vertices[1:], vertices[:1]]).T
+    return np.column_stack([y * w - z * v, z * u - x * w, x * v - y * u])
 
 
 def _angle(vectors: Array, center: Array) -> Array:
     return np.asarray(2 * np.arcsin(np.clip(np.linalg.norm(vectors - center[:, None], axis=0) / 2, 0, 1)))
 
 
+def packed(groups: Sequence[Sequence[SkyPolygon]]) -> Polygons:
+    """Polygons of several groups as the kernels take them."""
+    polygons = [polygon for group in groups for polygon in group]
+    return Polygons(
+        group=np.cumsum([0, *(len(group) for group in groups)]),
+        start=np.cumsum([0, *(len(polygon.vertices) for polygon in polygons)]),
+        vertices=np.concatenate([polygon.vertices for polygon in polygons]),
+        normals=np.concatenate([polygon.normals for polygon in polygons]),
+        centers=np.array([polygon.center for polygon in polygons]),
+        radii=np.array([polygon.radius for polygon in polygons]),
+        areas=np.array([polygon.area for polygon in polygons]),
+    )
+
+
 def common_solid_angle(a: SkyPolygon, b: SkyPolygon) -> float:
-    """Solid angle, steradian, of the intersection; exactly 0.0 where there is none.
-
-    Great circles are straight in the gnomonic projection, so the polygons are clipped there (I. E. Sutherland and
-    G. W. Hodgman 1974, Communications of the ACM 17, 32).
-    """
-    distance = 2 * math.asin(min(1.0, math.dist(a.center.tolist(), b.center.tolist()) / 2))
-    if distance > a.radius + b.radius:
-        return 0.0
-    for inner, outer in ((a, b), (b, a)):
-        if outer.holds(inner):
-            return inner.area
-    return float(_overlap(a.vectors, b.vectors, _tangent_axes(a.center + b.center)))
-
-
-@numba.njit(nogil=True, cache=True)
-def _tangent_axes(center: Array) -> Array:
-    """Rotation matrix whose rows are the direction of a vector and two axes of the plane tangent there."""
-    axes = np.empty((3, 3))
-    normal = axes[0]
-    normal[:] = center / np.sqrt(np.sum(center * center))
-    smallest = np.argmin(np.abs(normal))
-    helper = np.zeros(3)
-    helper[smallest] = 1.0
-    _cross_product(helper, normal, axes[1])
-    axes[1] /= np.sqrt(np.sum(axes[1] * axes[1]))
-    _cross_product(normal, axes[1], axes[2])
-    return axes
-
-
-@numba.njit(nogil=True, cache=True)
-def _cross_product(a: Array, b: Array, out: Array) -> None:
-    out[0] = a[1] * b[2] - a[2] * b[1]
-    out[1] = a[2] * b[0] - a[0] * b[2]
-    out[2] = a[0] * b[1] - a[1] * b[0]
-
-
-@numba.njit(nogil=True, cache=True)
-def _overlap(a: Array, b: Array, axes: Array) -> float:
-    """Common solid angle of convex polygons (3, k), clipped in the plane tangent to the first of the axes."""
-    subject, clip = _projected(a, axes), _projected(b, axes)
-    if len(subject) == 0 or len(clip) == 0:
-        return 0.0
-    common = _clip(subject, clip)
-    return _fan(common) if len(common) > 2 else 0.0
-
-
-@numba.njit(nogil=True, cache=True)
-def _projected(vectors: Array, axes: Array) -> Array:
-    """Gnomonic coordinates (k, 2), counter-clockwise; none when a vertex is not in front of the plane."""
-    k = vectors.shape[1]
-    flat = np.empty((k, 2))
-    for i in range(k):
-        depth = axes[0, 0] * vectors[0, i] + axes[0, 1] * vectors[1, i] + axes[0, 2] * vectors[2, i]
-        if depth <= 0:
-            return np.empty((0, 2))
-        for j in range(2):
-            row = axes[j + 1]
-            flat[i, j] = (row[0] * vectors[0, i] + row[1] * vectors[1, i] + row[2] * vectors[2, i]) / depth
-    area = 0.0
-    for i in range(k):
-        following = (i + 1) % k
-        area += flat[i, 0] * flat[following, 1] - flat[i, 1] * flat[following, 0]
-    return flat if area >= 0 else flat[::-1].copy()
-
-
-@numba.njit(nogil=True, cache=True)
-def _clip(subject: Array, clip: Array) -> Array:
-    """The part of one convex polygon to the left of every edge of another; both (k, 2), counter-clockwise."""
-    size = len(subject) + len(clip) + 1
-    current, kept = np.empty((size, 2)), np.empty((size, 2))
-    count = len(subject)
-    current[:count] = subject
-    for edge in range(len(clip)):
-        x0, y0 = clip[edge]
-        x1, y1 = clip[(edge + 1) % len(clip)]
-        following = 0
-        for k in range(count):
-            ax, ay = current[k]
-            bx, by = current[(k + 1) % count]
-            side_a = (x1 - x0) * (ay - y0) - (y1 - y0) * (ax - x0)
-            side_b = (x1 - x0) * (by - y0) - (y1 - y0) * (bx - x0)
-            if side_a >= 0:
-                kept[following, 0], kept[following, 1] = ax, ay
-                following += 1
-            if (side_a > 0 and side_b < 0) or (side_a < 0 and side_b > 0):
-                t = side_a / (side_a - side_b)
-                kept[following, 0], kept[following, 1] = ax + (bx - ax) * t, ay + (by - ay) * t
-                following += 1
-            if following >= size - 1:
-                # rounding made the polygon concave: no vertex may be lost, so take what there is
-                break
-        current, kept, count = kept, current, following
-    return current[:count].copy()
-
-
-@numba.njit(nogil=True, cache=True)
-def _fan(flat: Array) -> float:
-    """Solid angle of a polygon in the plane, by a fan of triangles.
-
-    A. Van Oosterom and J. Strackee 1983, IEEE Trans. Biomed. Eng. 30, 125; differences of vectors keep the product of
-    three nearly parallel ones accurate.
-    """
-    units = np.empty((len(flat), 3))
-    for i in range(len(flat)):
-        units[i, 0], units[i, 1], units[i, 2] = 1.0, flat[i, 0], flat[i, 1]
-        units[i] /= np.sqrt(np.sum(units[i] * units[i]))
-    normal = np.empty(3)
-    total = 0.0
-    a = units[0]
-    for i in range(1, len(flat) - 1):
-        b, c = units[i], units[i + 1]
-        _cross_product(b - a, c - a, normal)
-        total += 2 * np.arctan2(np.sum(normal * a), 1 + np.sum(a * b) + np.sum(a * c) + np.sum(b * c))
-    return abs(total)
+    """Solid angle, steradian, of the intersection; exactly 0.0 where there is none."""
+    return float(common_solid_angle_of(packed([[a]]), 0, packed([[b]]), 0))
 
 
 def bounding_circle(polygons: Sequence[SkyPolygon]) -> tuple[Array, float]:
@@ -251,11 +177,15 @@ def bounding_circle(polygons: Sequence[SkyPolygon]) -> tuple[Array, float]:
     return center, max(float(np.max(_angle(polygon.vectors, center))) for polygon in polygons)
 
 
-def hull_of_stars(vectors: Array) -> SkyPolygon:
-    """Convex hull on the sky of reference sources, unit vectors (3, n)."""
-    axes = _tangent_axes(vectors.mean(axis=1))
+def flat_hull(vectors: Array) -> tuple[Array, Array]:
+    """Axes of a plane tangent amid unit vectors (3, n), and the vertices (k, 2) of their convex hull in it."""
+    axes = tangent_axes(vectors.mean(axis=1))
     x, y, z = axes @ vectors
-    hull = convex_hull(np.column_stack([y / x, z / x]))
+    return axes, convex_hull(np.column_stack([y / x, z / x]))
+
+
+def polygon_around(axes: Array, hull: Array) -> SkyPolygon:
+    """The polygon on the sky of a `flat_hull`; a huge one where the hull is a point or a line."""
     if len(hull) == 1:
         hull = hull + HUGE_BOX * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     elif len(hull) == 2:
@@ -265,3 +195,8 @@ def hull_of_stars(vectors: Array) -> SkyPolygon:
             [hull[0] - along - across, hull[1] + along - across, hull[1] + along + across, hull[0] - along + across]
         )
     return SkyPolygon(axes.T @ np.vstack([np.ones(len(hull)), hull.T]))
+
+
+def hull_of_stars(vectors: Array) -> SkyPolygon:
+    """Convex hull on the sky of reference sources, unit vectors (3, n)."""
+    return polygon_around(*flat_hull(vectors))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["AlignmentError", "estimate_shift", "match_positions"]
+__all__ = ["AlignmentError", "estimate_shift", "match_positions", "mean_positions"]
 
 log = logging.getLogger("stages.tweakreg")
 
@@ -129,6 +129,53 @@ def _peak(counts: Array) -> tuple[float, float]:
     if x1 <= peak_x <= x2 - 1 and y1 <= peak_y <= y2 - 1:
         return peak_x, peak_y
     return center
+
+
+@numba.njit(nogil=True, cache=True)
+def _sightings(positions: Array, radius: float) -> tuple[NDArray[np.int64], int]:
+    """Number of the source that each position belongs to, and how many there are; the list is sorted by y.
+
+    A position belongs to the lowest source whose first position is no farther than the radius, else to a new one. Cost:
+    one distance for each source in the strip below.
+    """
+    source = np.empty(len(positions), dtype=np.int64)
+    first = np.empty(len(positions), dtype=np.int64)
+    count = lowest = 0
+    for i in range(len(positions)):
+        x, y = positions[i, 0], positions[i, 1]
+        while lowest < count and y - positions[first[lowest], 1] > radius:
+            lowest += 1
+        source[i] = count
+        for k in range(lowest, count):
+            if (x - positions[first[k], 0]) ** 2 + (y - positions[first[k], 1]) ** 2 <= radius * radius:
+                source[i] = k
+                break
+        if source[i] == count:
+            first[count] = i
+            count += 1
+    return source, count
+
+
+def mean_positions(positions: Array, radius: float) -> Array:
+    """Mean position of each source that was seen several times.
+
+    Parameters
+    ----------
+    positions : ndarray (n, 2)
+        Plane coordinates, arcsec; rows that are not finite are left out.
+    radius : float
+        Positions no farther than this from the lowest one of a source are its own, arcsec.
+
+    Returns
+    -------
+    ndarray (m, 2)
+        By rising y of the lowest one.
+    """
+    positions = positions[np.all(np.isfinite(positions), axis=1)]
+    positions = np.ascontiguousarray(positions[np.lexsort((positions[:, 0], positions[:, 1]))])
+    source, count = _sightings(positions, radius)
+    seen = np.bincount(source, minlength=count)
+    return np.column_stack([np.bincount(source, positions[:, axis], count) / seen for axis in (0, 1)])
 
 
 def match_positions(

@@ -28,6 +28,8 @@ class MatchAndFit:
     fitgeometry: FitGeometry
     nclip: int
     sigma: float
+    average: bool = False
+    """Whether image positions closer to each other than the separation are averaged before they are matched."""
 
 
 class TweakregParameters(StageParameters):
@@ -55,6 +57,12 @@ class TweakregParameters(StageParameters):
     abs_fitgeometry: FitGeometry = Field(default="general", description="Transformation to the reference stars.")
     abs_nclip: int = Field(default=3, ge=0, description="As nclip, for the reference stars.")
     abs_sigma: float = Field(default=3.0, gt=0, description="As sigma, for the reference stars.")
+    abs_repeats: Literal["lowest", "mean"] = Field(
+        default="lowest",
+        description="Which position of a source that several exposures saw is fitted to the reference stars: the lowest"
+        " in the tangent plane (the mission's rule, off by more than two sigma of a position when fifty saw it), or"
+        " the mean.",
+    )
     vo_timeout: float = Field(default=1200.0, ge=0, description="Time limit of the catalog service, s.")
     save_abs_catalog: bool = Field(default=False, description="Keep the reference stars beside the products.")
     catalog_format: str = Field(default="ascii.ecsv", description="Format of catalogs named in an association.")
@@ -103,4 +111,5 @@ class TweakregParameters(StageParameters):
             fitgeometry=self.abs_fitgeometry,
             nclip=self.abs_nclip,
             sigma=self.abs_sigma,
+            average=self.abs_repeats == "mean",
         )

@@ -7,13 +7,15 @@ one without sources keep their own WCS (the library takes an earlier member's).
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.tweakreg.fit import SUCCESS, Aligned, align_group
-from stages.tweakreg.hull import SkyPolygon, bounding_circle, common_solid_angle, hull_of_stars
+from stages.tweakreg.hull import SkyPolygon, bounding_circle, flat_hull, packed, polygon_around
 from stages.tweakreg.matching import AlignmentError
+from stages.tweakreg.solid_angle import group_overlaps, overlaps_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,42 +34,75 @@ REFERENCE = "REFERENCE"
 
 
 class _Group:
-    """Members that keep their places relative to each other, with their polygons on the sky before the alignment."""
+    """Members that keep their places relative to each other."""
 
     def __init__(self, members: Sequence[Aligned]) -> None:
         self.members = members
-        self.polygons: list[SkyPolygon] = []
-        self.centers, self.radii = np.zeros((0, 3)), np.zeros(0)
-        self.center = np.zeros(3)
-        self.radius = 0.0
 
     def __len__(self) -> int:
         return sum(len(member.points.positions) for member in self.members)
 
-    def outline(self) -> None:
-        """Note where the group is now: not repeated when it moves."""
-        self.polygons = [SkyPolygon(m.plane.detector_to_sky(m.points.hull)) for m in self.members]
-        self.centers = np.array([polygon.center for polygon in self.polygons])
-        self.radii = np.array([polygon.radius for polygon in self.polygons])
-        self.center, self.radius = bounding_circle(self.polygons)
+    def polygons(self) -> list[SkyPolygon]:
+        """Where the members are now."""
+        return [SkyPolygon(m.plane.detector_to_sky(m.points.hull)) for m in self.members]
 
     def sky(self) -> Array:
         """Unit vectors (3, n) of all sources."""
         vectors = np.hstack([member.sky() for member in self.members])
         return np.asarray(vectors / np.linalg.norm(vectors, axis=0))
 
-    def overlap(self, other: _Group) -> float:
-        """Solid angle, steradian, common to two groups, summed over pairs of polygons."""
-        distance = 2 * np.arcsin(min(1.0, float(np.linalg.norm(self.center - other.center)) / 2))
-        if distance > self.radius + other.radius:
-            return 0.0
-        gaps = np.linalg.norm(self.centers[:, None] - other.centers[None], axis=2)
-        close = 2 * np.arcsin(np.minimum(1.0, gaps / 2)) <= self.radii[:, None] + other.radii
-        return sum(common_solid_angle(self.polygons[i], other.polygons[j]) for i, j in np.argwhere(close))
 
-    def overlap_with(self, polygon: SkyPolygon) -> float:
-        """The same with one polygon."""
-        return sum(common_solid_angle(own, polygon) for own in self.polygons)
+class _Outlines:
+    """Polygons of all groups before the alignment: not repeated when a group moves."""
+
+    def __init__(self, groups: Sequence[_Group]) -> None:
+        polygons = [group.polygons() for group in groups]
+        circles = [bounding_circle(of_group) for of_group in polygons]
+        self._centers, self._radii = np.array([center for center, _ in circles]), np.array([r for _, r in circles])
+        self._polygons = packed(polygons)
+        self._inside = np.zeros(len(self._polygons.radii), dtype=bool)
+
+    def overlaps(self) -> Array:
+        """Matrix of solid angles, steradian, common to two groups, summed over pairs of polygons."""
+        return np.asarray(group_overlaps(self._polygons, self._centers, self._radii))
+
+    def overlaps_with(self, hull: SkyPolygon, groups: Sequence[int], *, grown: bool) -> Array:
+        """The same of some groups with one polygon; ``grown`` when it holds all that earlier ones held."""
+        if not grown:
+            self._inside[:] = False
+        return np.asarray(overlaps_with(self._polygons, np.array(groups), packed([[hull]]), self._inside))
+
+
+class _Reach:
+    """The convex hull of a growing list of reference sources, and how much of each waiting group lies in it.
+
+    Few sources lie outside the hull of those before, so it seldom changes; and what lies in it stays there.
+    """
+
+    def __init__(self, stars: Array, outlines: _Outlines) -> None:
+        self._outlines = outlines
+        self._corners = stars
+        self._hull: SkyPolygon | None = None
+        self._overlaps: dict[int, float] = {}
+
+    def add(self, stars: Array) -> None:
+        """Take more sources, unit vectors (3, n), into the list."""
+        outside = stars if self._hull is None else stars[:, ~self._hull.holds(stars)]
+        if outside.shape[1]:
+            self._corners = np.hstack([self._corners, outside])
+            self._overlaps.clear()
+
+    def overlaps(self, groups: Sequence[int]) -> list[float]:
+        """Solid angle, steradian, that each of some groups has in common with the hull."""
+        if not self._overlaps:
+            grown = self._hull is not None
+            axes, flat = flat_hull(self._corners)
+            hull = polygon_around(axes, flat)
+            # the hull of a hull and new sources is the hull of all; the box around a point or a line is no hull
+            self._hull, self._corners = (hull, hull.vectors) if len(flat) > 2 else (None, self._corners)
+            found = self._outlines.overlaps_with(hull, groups, grown=grown)
+            self._overlaps = dict(zip(groups, found.tolist(), strict=True))
+        return [self._overlaps[group] for group in groups]
 
 
 def align_groups(groups: Sequence[Sequence[Aligned]], parameters: TweakregParameters) -> None:
@@ -95,46 +130,51 @@ def align_groups(groups: Sequence[Sequence[Aligned]], parameters: TweakregParame
     if len(waiting) < 2:
         raise AlignmentError("at least two groups with sources are needed for the relative alignment")
     in_order = parameters.enforce_user_order or not parameters.expands
-    reference, current, overlap, waiting = _first_pair(waiting, in_order=in_order)
+    outlines = _Outlines(waiting[:2] if in_order else waiting)
+    order = _first_pair(outlines.overlaps(), len(waiting), in_order=in_order)
+    reference, current = waiting[order.reference], waiting[order.first]
     for member in reference.members:
         member.fit_info = {"status": REFERENCE}
     stars = reference.sky()
-    outline = stars
-    noted: float | None = overlap
+    reach = None if in_order else _Reach(stars, outlines)
+    noted: float | None = order.noted
+    rest = list(order.rest)
     while True:
         matched = align_group(current.members, stars, None, parameters.relative)
         if parameters.expands and (_succeeded(current) or not noted):
             added = current.sky()[:, ~matched]
             stars = np.hstack([stars, added])
-            outline = np.hstack([outline, added])
-        if not waiting:
+            if reach is not None:
+                reach.add(added)
+        if not rest:
             return
-        if in_order:
-            current, noted = waiting.pop(0), None
+        if reach is None:
+            current, noted = waiting[rest.pop(0)], None
             continue
-        hull = hull_of_stars(outline)
-        if outline.shape[1] > 2:
-            outline = hull.vectors  # the hull of a hull and new sources is the hull of all
-        areas = [group.overlap_with(hull) for group in waiting]
+        areas = reach.overlaps(rest)
         best = int(np.argmax(areas))
-        current, noted = waiting.pop(best), areas[best]
+        current, noted = waiting[rest.pop(best)], areas[best]
 
 
 def _succeeded(group: _Group) -> bool:
     return bool(group.members[-1].fit_info["status"] == SUCCESS)
 
 
-def _first_pair(groups: list[_Group], *, in_order: bool) -> tuple[_Group, _Group, float, list[_Group]]:
-    """Reference group, the one aligned first, the overlap noted for it, and the rest in the order of the list."""
-    for group in groups:
-        group.outline()
-    if len(groups) == 2 or in_order:
-        return groups[0], groups[1], groups[0].overlap(groups[1]), groups[2:]
-    n = len(groups)
-    overlaps = np.zeros((n, n))
-    for i in range(n):
-        for j in range(i + 1, n):
-            overlaps[i, j] = overlaps[j, i] = groups[i].overlap(groups[j])
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Numbers of the reference group, of the one aligned first, and of the rest in the order of the list."""
+
+    reference: int
+    first: int
+    rest: list[int]
+    noted: float
+    """Overlap that the library notes for the one aligned first."""
+
+
+def _first_pair(overlaps: Array, count: int, *, in_order: bool) -> _Order:
+    """Order of so many groups by their matrix of overlaps, of which only the first two are asked for ``in_order``."""
+    if count == 2 or in_order:
+        return _Order(0, 1, list(range(2, count)), float(overlaps[0, 1]))
     i, j = (int(k) for k in np.unravel_index(overlaps.argmax(), overlaps.shape))
     if i == j:  # nothing overlaps
         j = 1
@@ -142,9 +182,9 @@ def _first_pair(groups: list[_Group], *, in_order: bool) -> tuple[_Group, _Group
         i, j = j, i
     # parity: for i < j the library looks one column too far left
     noted = float(overlaps[i, j - 1] if i < j else overlaps[i, j])
-    rest = [k for k in range(n) if k not in (i, j)]
+    rest = [k for k in range(count) if k not in (i, j)]
     order = np.argsort(overlaps[i, rest], kind="stable")[::-1]
-    return groups[i], groups[j], noted, [groups[rest[k]] for k in order]
+    return _Order(i, j, [rest[k] for k in order], noted)
 
 
 def largest_move(members: Sequence[Aligned], before: Sequence[Array]) -> float:

@@ -38,7 +38,8 @@ from stream.together import together
 __all__ = ["Described", "FetchedFrom", "ObjectCache"]
 
 _TOGETHER = 4
-"""Objects fetched at once for one lease: enough to fill a link, and one request's memory each."""
+"""Objects fetched at once for one lease: enough to fill a link, and one request's memory each. Small ones wait for
+answers and not for the link: who wants many of them says so."""
 
 _UNSEEN_SHARE = 8
 """A process walks the folder again once it has added this part of the room that it saw: so eight processes that share
@@ -68,7 +69,7 @@ class Described(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes; negative where they are not known."""
         ...
 
 
@@ -132,8 +133,15 @@ class ObjectCache:
         return self._local
 
     @asynccontextmanager
-    async def lease(self, objects: Sequence[Described]) -> AsyncIterator[dict[str, Path]]:
+    async def lease(self, objects: Sequence[Described], *, most: int = _TOGETHER) -> AsyncIterator[dict[str, Path]]:
         """Local files of objects by name, for as long as the context lasts; not to be changed.
+
+        Parameters
+        ----------
+        objects : sequence of Described
+            What is wanted.
+        most : int
+            Objects fetched at once.
 
         Raises
         ------
@@ -151,7 +159,7 @@ class ObjectCache:
         if self._added:
             await self._room_for(0)
         async with self._scratch() as lease:
-            yield await self._leased(objects, lease)
+            yield await self._leased(objects, lease, most)
 
     def adopt(self, key: str, path: Path) -> None:
         """Keep a file that was just put under a key: its next reader need not fetch it."""
@@ -219,13 +227,13 @@ class ObjectCache:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
-    async def _leased(self, objects: Sequence[Described], lease: Path) -> dict[str, Path]:
+    async def _leased(self, objects: Sequence[Described], lease: Path, most: int) -> dict[str, Path]:
         paths: dict[str, Path] = {}
 
         async def one(number: int, stored: Described) -> None:
             paths[stored.name] = await self._linked(stored, lease / f"{number}-{stored.key.rpartition('/')[2]}")
 
-        await together((partial(one, number, stored) for number, stored in enumerate(objects)), most=_TOGETHER)
+        await together((partial(one, number, stored) for number, stored in enumerate(objects)), most=most)
         return paths
 
     async def _linked(self, stored: Described, link: Path) -> Path:
@@ -233,49 +241,57 @@ class ObjectCache:
         if lock is None:
             lock = self._locks[stored.key] = anyio.Lock()
         async with lock:
-            hit = await anyio.to_thread.run_sync(self._link, stored, link)
-            if not hit:
-                await self._fetch(stored, link)
-        self._observe({"event": "cache", "outcome": "hit" if hit else "miss", "bytes": stored.size})
+            hit = size = await anyio.to_thread.run_sync(self._link, stored, link)
+            if size is None:
+                size = await self._fetch(stored, link)
+        self._observe({"event": "cache", "outcome": "miss" if hit is None else "hit", "bytes": size})
         return link
 
-    def _link(self, stored: Described, link: Path) -> bool:
+    def _link(self, stored: Described, link: Path) -> int | None:
+        """Link what is kept; its size, None when it is not kept."""
         kept = self._kept / stored.key
         try:
-            if kept.stat().st_size != stored.size:
+            size = kept.stat().st_size
+            if size != stored.size >= 0:
                 kept.unlink(missing_ok=True)
-                return False
+                return None
             os.utime(kept)
             os.link(kept, link)
         except FileNotFoundError:
-            return False
+            return None
         except OSError as error:
             raise self._unusable(error) from error
-        return True
+        return size
 
-    async def _fetch(self, stored: Described, link: Path) -> None:
-        self._coming += stored.size
+    async def _fetch(self, stored: Described, link: Path) -> int:
+        """Fetch, check and keep an object; its size."""
+        expected = max(0, stored.size)
+        self._coming += expected
         try:
             await self._room_for(self._coming)
             # Beside the link, in the folder that goes with the lease.
             path = await self._store.fetch(stored.key, link.with_name(f"{link.name}.coming"))
-            await anyio.to_thread.run_sync(self._keep, stored, path, link)
-            self._added += stored.size
+            size = await anyio.to_thread.run_sync(self._keep, stored, path, link)
+            self._added += size
         finally:
-            self._coming -= stored.size
+            self._coming -= expected
+        return size
 
-    def _keep(self, stored: Described, path: Path, link: Path) -> None:
+    def _keep(self, stored: Described, path: Path, link: Path) -> int:
+        """Check and keep what was fetched; its size."""
         found = self._digest(path)
         if found != stored.digest:
             msg = f"{stored.key} is damaged: its SHA-256 is {found[:16]}…, expected {stored.digest[:16]}…"
             raise RetriableError(msg)
         kept = self._kept / stored.key
         try:
+            size = path.stat().st_size
             os.link(path, link)  # first, for from then on it may be evicted
             kept.parent.mkdir(parents=True, exist_ok=True)
             path.replace(kept)
         except OSError as error:
             raise self._unusable(error) from error
+        return size
 
     async def _room_for(self, size: int) -> None:
         """Evict if so much more may not fit. Most often that is known without a look at the folder."""

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,33 @@ async def test_few_are_fetched_at_once(store: CountingStore, make: Make) -> None
     store.delay = 0.02
     async with make(100 * SIZE).lease([await put(store, number) for number in range(12)]):
         assert store.most_together == 4
+
+
+@pytest.mark.anyio
+async def test_who_wants_many_small_ones_may_have_more_fetched_at_once(store: CountingStore, make: Make) -> None:
+    store.delay = 0.02
+    wanted = [await put(store, number) for number in range(10)]
+    async with make().lease(wanted, most=7):
+        assert store.most_together == 7
+
+
+@pytest.mark.anyio
+async def test_an_object_of_unknown_size_is_fetched_once_and_counted(
+    store: CountingStore, folder: Path, make: Make
+) -> None:
+    events: list[dict[str, Any]] = []
+    cache = make(max_bytes=2 * SIZE, observe=events.append)
+    wanted = [replace(await put(store, number), size=-1) for number in range(4)]
+    for stored in (wanted[0], wanted[0]):
+        async with cache.lease([stored]) as paths:
+            assert paths["0"].read_bytes() == bytes(SIZE)
+    assert store.fetched == [wanted[0].key]
+    assert [(event["outcome"], event["bytes"]) for event in events] == [("miss", SIZE), ("hit", SIZE)]
+    async with cache.lease(wanted[1:]):
+        pass
+    async with cache.lease([]):
+        pass
+    assert len(cached(folder)) <= 2
 
 
 @pytest.mark.anyio

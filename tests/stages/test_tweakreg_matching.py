@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.tweakreg.matching import AlignmentError, estimate_shift, match_positions
+from stages.tweakreg.matching import AlignmentError, estimate_shift, match_positions, mean_positions
 
 RULES = {"searchrad": 6.0, "separation": 1.0, "tolerance": 0.7, "use2dhist": True, "pixel_scale": 0.11}
 
@@ -83,3 +83,21 @@ def test_more_matches_than_sources_is_confusion():
     reference = np.array([[-0.55, 0.0], [0.55, 0.0]])
     with pytest.raises(AlignmentError, match="exceeded allocation"):
         match_positions(np.zeros((1, 2)), reference, **{**RULES, "use2dhist": False})
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 9))
+def test_sightings_of_a_source_are_averaged_and_those_of_others_left_alone(seed, sources, times):
+    rng = np.random.default_rng(seed)
+    places = np.column_stack([5.0 * np.arange(sources), rng.uniform(-3, 3, sources)])
+    seen = np.vstack([places + rng.normal(0, 0.01, places.shape) for _ in range(times)])
+    order = rng.permutation(len(seen))
+    found = mean_positions(np.vstack([seen[order], [[np.nan, 0.0]]]), 1.0)
+    expected = seen.reshape(times, sources, 2).mean(axis=0)
+    np.testing.assert_allclose(found[np.argsort(found[:, 0])], expected, atol=1e-12)
+
+
+def test_a_position_belongs_to_the_lowest_source_within_the_radius():
+    chain = np.array([[0.0, 0.0], [0.0, 0.9], [0.0, 1.8], [0.5, 1.8]])
+    np.testing.assert_allclose(mean_positions(chain, 1.0), [[0.0, 0.45], [0.25, 1.8]])
+    assert mean_positions(np.zeros((0, 2)), 1.0).shape == (0, 2)
