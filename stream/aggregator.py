@@ -1,8 +1,8 @@
 """Gathers the members of associations from the stream, closes each, has it solved, and sends its members on.
 
 A thin driver: `stream.association` decides when an association closes. State is references only, in a compacted
-changelog with one record a member; a close is an object that is created once; and everything after a close is
-repeated from it if it was not finished.
+changelog with one record a member, and each status is an object in the store too; a close is an object that is created
+once; and everything after a close is repeated from it if it was not finished.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from stream.association import Association, AssociationSettings, Close, Seen
 from stream.broker.protocol import Broker, Record, TopicPartition
-from stream.changelog import Changelog, KeptMember
+from stream.changelog import Changelog
 from stream.clock import Clock
 from stream.dead_letters import bury
 from stream.dispatch import Abandon, Dispatcher, Solved, Solver
 from stream.failure import FailureClass, PermanentError, PoisonError, RetriableError
 from stream.inbox import REVOKE_SECONDS, Inbox
 from stream.lease import Lease, OrphanedError
-from stream.member_list import load_close, put_close, read_member_list
+from stream.member_list import load_close, put_close, read_member_list, superseded_by
+from stream.member_statuses import KeptMember, MemberStatuses
 from stream.message import MemberMessage, OrderMessage, decode
 from stream.router import Router
 from stream.store import ObjectStore
@@ -39,7 +40,7 @@ IDLE_SECONDS = 3600.0
 """Longest sleep of the timer when nothing is due; a member's arrival wakes it at once."""
 
 BACKLOG_SECONDS = 0.5
-"""How often the timer looks whether the backlog is read, while it is not."""
+"""How often the timer looks whether the backlog is read, or the group answers again, while that is not so."""
 
 _PAUSE_SECONDS = 5.0
 """Between tries to send members on while broker or store do not answer."""
@@ -105,10 +106,13 @@ class Aggregator:
         self._associations: dict[str, Association] = {}
         self._members: dict[str, dict[str, KeptMember]] = {}
         self._dispatched: dict[str, int] = {}
+        self._product_names: dict[str, str | None] = {}
         self._unlogged: set[tuple[str, str]] = set()
+        self._dispatching: set[tuple[str, int]] = set()
         self._partition: dict[str, int] = {}
         self._backlog: dict[int, int] = {}
         self._changelog = Changelog(broker, changelog_topic_name(router.run, router.joint_stage))
+        self._statuses = MemberStatuses(store, router.run)
         self._topic = topic_name(router.run, router.joint_stage)
         self._wake = anyio.Event()
         self._tasks: TaskGroup | None = None
@@ -141,7 +145,8 @@ class Aggregator:
 
         For an operator, or a run that knows that nobody else will come. Repeats are harmless.
         """
-        state = await self._state(association)
+        state = self._associations.get(association) or await self._loaded(association)
+        self._associations[association] = state
         last = state.last_close
         if last is not None and not state.changed:
             self._dispatch_soon(last)
@@ -154,13 +159,14 @@ class Aggregator:
         mine = {partition.partition for partition in partitions}
         extents = await self._broker.extents(self._topic)
         self._backlog.update({number: extents[number][1] for number in mine})
-        kept = await self._changelog.read(mine)
+        kept = await self._changelog.restore(mine, self._statuses)
         for association, known in kept.items():
+            state = await self._loaded(association)
+            state.restore(member.record for member in known.members.values())
+            self._associations[association] = state
             self._partition[association] = known.partition
             self._dispatched[association] = known.dispatched
             self._members[association] = dict(known.members)
-            state = await self._state(association)
-            state.restore(member.record for member in known.members.values())
         for association in kept:
             await self._resume(association)
         self._observe({"event": "restored", "associations": len(kept), "seconds": self._clock.monotonic() - began})
@@ -171,8 +177,9 @@ class Aggregator:
         gone = {partition.partition for partition in partitions}
         for association in [known for known, number in self._partition.items() if number in gone]:
             del self._partition[association]
-            for kept in (self._associations, self._members, self._dispatched):
+            for kept in (self._associations, self._members, self._dispatched, self._product_names):
                 kept.pop(association, None)
+            self._unlogged = {entry for entry in self._unlogged if entry[0] != association}
         for number in gone:
             self._backlog.pop(number, None)
 
@@ -188,14 +195,13 @@ class Aggregator:
         number = self._partition.get(association, -1)
         return self.inbox.prefix(TopicPartition(self._topic, number)) >= self._backlog.get(number, 0)
 
-    async def _state(self, association: str) -> Association:
-        state = self._associations.get(association)
-        if state is None:
-            members = await read_member_list(self._store, self._router.run, association)
-            state = Association(association, self._settings)
-            state.expect(members.members)
-            await self._catch_up(state)
-            self._associations[association] = state
+    async def _loaded(self, association: str) -> Association:
+        """Who belongs to an association and how it was closed, from the store; nothing is taken note of yet."""
+        members = await read_member_list(self._store, self._router.run, association)
+        state = Association(association, self._settings)
+        state.expect(members.members)
+        await self._catch_up(state)
+        self._product_names[association] = members.product_name
         return state
 
     async def _catch_up(self, state: Association) -> bool:
@@ -223,7 +229,11 @@ class Aggregator:
     async def _handle(self, record: Record, lease: Lease) -> None:
         try:
             message = _about_association(record)
-            state = await self._state(message.association)
+            state = self._associations.get(message.association) or await self._loaded(message.association)
+            if state.superseded_by is not None:  # its list may have been announced anew
+                await self._look_for_newer_list(state)
+            lease.check()  # nothing is kept of a partition that went meanwhile
+            self._associations[message.association] = state
             self._partition[message.association] = record.partition
             if isinstance(message, OrderMessage):
                 await self._order(message, state, lease)
@@ -245,6 +255,8 @@ class Aggregator:
             known = next(r for r in state.records() if r.member == message.member)
             member = KeptMember(known, message, Resting(current_traceparent(), known.changed_at))
             self._members.setdefault(message.association, {})[message.member] = member
+            lease.check()
+            await self._statuses.keep(message.association, record.partition, member)
             lease.check()
             await self._changelog.note_member(message.association, record.partition, member)
             self._unlogged.discard(entry)
@@ -271,6 +283,8 @@ class Aggregator:
         refusal = None
         if order.revision <= revision:
             refusal = f"revision {order.revision} is there already"
+        elif await self._look_for_newer_list(state):
+            refusal = f"it is superseded by {state.superseded_by}"
         elif not state.records():
             refusal = "no member has come"
         elif not state.changed:
@@ -293,12 +307,24 @@ class Aggregator:
         self._observe({"event": "dead_letter", "segment": self._router.joint_stage, "class": failure["class"]})
 
     async def _check(self, state: Association) -> None:
+        if any(association == state.id for association, _ in self._unlogged):
+            return  # a close names nobody whom a crash would make unknown
         close = state.due(self._clock.now(), backlog_read=self._backlog_read(state.id))
-        if close is not None:
+        if close is not None and not await self._look_for_newer_list(state):
             await self._closed(state, close)
+
+    async def _look_for_newer_list(self, state: Association) -> bool:
+        """Learn whether the association is superseded."""
+        before, name = state.superseded_by, self._product_names.get(state.id)
+        state.supersede(await superseded_by(self._store, self._router.run, state.id, name))
+        if state.superseded_by != before:
+            LOG.info("association %s is superseded by %s", state.id, state.superseded_by)
+        return state.superseded_by is not None
 
     async def _closed(self, state: Association, close: Close) -> None:
         winner = await put_close(self._store, self._router.run, close)
+        if state.last_close is not None and state.last_close.revision >= winner.revision:
+            return  # timer and handler both found it due
         state.record_close(winner)
         LOG.info("association %s closed, revision %d: %s", state.id, winner.revision, winner.reason.value)
         self._observe(
@@ -307,31 +333,36 @@ class Aggregator:
         self._dispatch_soon(winner)
 
     def _dispatch_soon(self, close: Close) -> None:
-        if self._tasks is not None:
+        entry = (close.association, close.revision)
+        if self._tasks is not None and entry not in self._dispatching:
+            self._dispatching.add(entry)
             self._tasks.start_soon(self._dispatch_patiently, close)
 
     async def _dispatch_patiently(self, close: Close) -> None:
         """Send members on until that is done, or another aggregator has the association."""
-        while True:
-            try:
-                await self._dispatch(close)
-            except (RetriableError, OrphanedError) as error:
-                LOG.warning("members of %s cannot be sent on now: %r", close.association, error)
-                await self._clock.sleep(_PAUSE_SECONDS)
-                if close.association not in self._partition:
-                    return
-            else:
-                return
+        done = False
+        try:
+            while not done:
+                try:
+                    await self._dispatch(close)
+                    done = True
+                except (RetriableError, OrphanedError) as error:
+                    LOG.warning("members of %s cannot be sent on now: %r", close.association, error)
+                    await self._clock.sleep(_PAUSE_SECONDS)
+                    done = close.association not in self._partition
+        finally:
+            self._dispatching.discard((close.association, close.revision))
 
     async def _dispatch(self, close: Close) -> None:
         association = close.association
-        members = self._members.get(association, {})
+        members = await self._statuses.as_closed(close, self._members.get(association, {}))
         await self._dispatcher.send(close, members, lambda: self._check_owned(association))
         if self._after_dispatch is not None:
             await self._after_dispatch(association)
         self._check_owned(association)
-        await self._changelog.note_dispatched(association, self._partition[association], close.revision)
-        self._dispatched[association] = close.revision
+        revision = max(close.revision, self._dispatched.get(association, 0))
+        await self._changelog.note_dispatched(association, self._partition[association], revision)
+        self._dispatched[association] = revision
         self._observe({"event": "dispatched", "association": association, "revision": close.revision})
 
     async def _timer(self) -> None:
@@ -340,7 +371,7 @@ class Aggregator:
             now = self._clock.now()
             times = [at for state in self._associations.values() if (at := state.next_due()) is not None]
             delay = min([at - now for at in times] or [math.inf])
-            if not all(self._backlog_read(association) for association in self._associations):
+            if not all(self._owns(known) and self._backlog_read(known) for known in self._associations):
                 delay = max(delay, BACKLOG_SECONDS)
             with anyio.move_on_after(max(0.01, min(delay, IDLE_SECONDS))):
                 await self._wake.wait()
