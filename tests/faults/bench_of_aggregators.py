@@ -28,13 +28,12 @@ from stream.router import Router
 from stream.together import together
 from stream.topology import changelog_topic_name, topic_name
 from tests.faults.bench_of_workers import Bench, every_record
-from tests.faults.light import segments, status_of
-from tests.faults.light_aggregator import BRANCH, AggregatorConfiguration, Memory, solution_identity
+from tests.faults.light_aggregator import AggregatorConfiguration, Memory, solution_identity
+from tests.faults.light_topology import JOINT, JOINT_BRANCH, LAST, segments, status_of
 
 __all__ = ["AggregatorBench", "at_the_same_time"]
 
 OK, FAILED, SKIPPED, SATURATED = MemberStatus
-JOINT, LAST = "joint", "last"
 
 
 T = TypeVar("T")
@@ -112,11 +111,11 @@ class AggregatorBench(Bench):
             return MemberMessage(run=self.run, association=association, member=member, status=status, reason=reason)
         identity = hash_parts("member", member, content)
         return MemberMessage(
-            run=self.run, association=association, member=member, status=status, branch=BRANCH, identity=identity,
+            run=self.run, association=association, member=member, status=status, branch=JOINT_BRANCH, identity=identity,
             manifest=result_key(identity), facts={"locality": 1},
         )  # fmt: skip
 
-    async def tell(self, *messages: MemberMessage) -> None:
+    async def send(self, *messages: MemberMessage) -> None:
         if self._router is None:
             self._router = Router(
                 broker=self.broker, segments=segments(), run=self.run, status_of=status_of, clock=SystemClock()

@@ -32,8 +32,9 @@ from stream.router import Router, run_topics
 from stream.run_records import RunRecords
 from stream.store.obstore_store import open_store
 from stream.topology import dead_letter_topic_name, topic_name
-from tests.faults.light import BRANCH, RETRIES, STAGES, TIMINGS, Configuration, recipe, segments, status_of
+from tests.faults.light import RETRIES, Configuration, recipe
 from tests.faults.light_job import content
+from tests.faults.light_topology import BRANCH, STAGES, TIMINGS, segments, status_of
 from tests.servers import KafkaCluster, S3Server
 
 ROOT = Path(__file__).parents[2]

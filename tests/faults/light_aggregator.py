@@ -22,7 +22,6 @@ import anyio
 from stream.aggregator import Aggregator, Solved
 from stream.association import AssociationSettings, Close, OnMissing
 from stream.broker.kafka import KafkaBroker
-from stream.broker.kafka_settings import KafkaTimings
 from stream.broker.protocol import TopicPartition
 from stream.clock import SystemClock
 from stream.identity import hash_parts
@@ -30,16 +29,10 @@ from stream.message import MemberMessage, MemberStatus, Message
 from stream.results import result_key
 from stream.router import Router
 from stream.store.obstore_store import open_store
-from tests.faults.aggregator_faults import FAULTS, PHASES, die_at_phases
-from tests.faults.light import segments, status_of
+from tests.faults.aggregator_faults import FAULTS, die_at_phases
+from tests.faults.light_topology import TIMINGS, segments, status_of
 
-__all__ = ["BRANCH", "PHASES", "SESSION", "TIMINGS", "AggregatorConfiguration", "Memory", "solution_identity"]
-
-BRANCH = "y"
-SESSION = 2.0
-TIMINGS = KafkaTimings(
-    session_seconds=SESSION, heartbeat_seconds=0.3, revoke_seconds=1.0, rebalance_seconds=4.0, request_seconds=8.0
-)
+__all__ = ["AggregatorConfiguration", "Memory", "solution_identity"]
 
 
 @dataclasses.dataclass

@@ -30,17 +30,17 @@ async def killed_before_the_last_come(bench: AggregatorBench, phases: tuple[str,
     """Kill an aggregator that waits for one member each, or at a phase, and start another one each time."""
     names = [await bench.announce(f"a{number}", *MEMBERS) for number in range(len(phases))]
     worker = bench.start(faults=faults)
-    await bench.tell(*(bench.message(name, member) for name in names for member in MEMBERS[:-1]))
+    await bench.send(*(bench.message(name, member) for name in names for member in MEMBERS[:-1]))
     await bench.done()
     for name, phase in zip(names, phases, strict=True):
         await bench.until("restored", worker=worker)
         last = bench.message(name, MEMBERS[-1])
         if phase == "while-it-waits":
             await bench.kill(worker)
-            await bench.tell(last)
+            await bench.send(last)
         else:
             (bench.triggers / f"kill-{phase}").touch()
-            await bench.tell(last)
+            await bench.send(last)
             await bench.killed_at(phase, worker)
         worker = bench.start(faults=faults)
     await bench.until("restored", worker=worker)
@@ -74,7 +74,7 @@ async def told_thrice_in_any_order(bench: AggregatorBench, *faults: str) -> list
     told = [bench.message(name, member, status) for name in names for member, status in statuses.items()] * 3
     random.shuffle(told)
     worker = bench.start(faults=faults)
-    await bench.tell(*told)
+    await bench.send(*told)
     await bench.until("restored", worker=worker)
     found = await bench.settled(SHOWN if faults else 30.0)
     assert found == [] or faults
@@ -111,7 +111,7 @@ async def failed_late_and_changed(bench: AggregatorBench, rule: OnMissing, *faul
         [bench.message(name, changing, content="anew")] * 2 + [bench.message(name, other)],
     ]
     for number, step in enumerate(steps):
-        await bench.tell(*step)
+        await bench.send(*step)
         waits = rule is OnMissing.WAIT and number < 2
         if waits:
             await anyio.sleep(2.0 - number)  # past the deadline, and past what would be a new revision
@@ -148,15 +148,15 @@ async def down_past_the_deadline(bench: AggregatorBench, *faults: str) -> list[C
     name, other = await bench.announce("a", *MEMBERS), await bench.announce("b", "n1", "n2")
     deadline = 2.0
     worker = bench.start(faults=faults, deadline=deadline)
-    await bench.tell(bench.message(name, MEMBERS[0]))
+    await bench.send(bench.message(name, MEMBERS[0]))
     began = time.monotonic()
     await bench.until("member")
     await bench.done()
     await bench.kill(worker)
     for number in range(100):  # a backlog that takes a moment to read
-        await bench.tell(bench.message(other, "n1", content=str(number)))
-    await bench.tell(bench.message(other, "n2"))
-    await bench.tell(bench.message(name, MEMBERS[1]), bench.message(name, MEMBERS[2], FAILED))
+        await bench.send(bench.message(other, "n1", content=str(number)))
+    await bench.send(bench.message(other, "n2"))
+    await bench.send(bench.message(name, MEMBERS[1]), bench.message(name, MEMBERS[2], FAILED))
     await anyio.sleep(max(0.0, began + deadline + 0.5 - time.monotonic()))
     worker = bench.start(faults=faults, deadline=deadline)
     await bench.until("restored", worker=worker)
@@ -182,10 +182,10 @@ async def superseded(bench: AggregatorBench, *faults: str) -> tuple[list[Close],
     """Announce an edited list before the last member of the old one comes; the closes of both."""
     old = await bench.announce("a", *MEMBERS)
     bench.start(faults=faults)
-    await bench.tell(*(bench.message(old, member) for member in MEMBERS[:-1]))
+    await bench.send(*(bench.message(old, member) for member in MEMBERS[:-1]))
     await bench.until("member", 3)
     new = await bench.announce("a", *MEMBERS[1:])
-    await bench.tell(bench.message(old, MEMBERS[-1]), *(bench.message(new, member) for member in MEMBERS[1:]))
+    await bench.send(bench.message(old, MEMBERS[-1]), *(bench.message(new, member) for member in MEMBERS[1:]))
     assert await bench.settled(left=[old]) == []
     return await bench.closes(old), await bench.closes(new)
 
