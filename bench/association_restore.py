@@ -25,10 +25,11 @@ from stream.association import AssociationSettings, Close, MemberRecord
 from stream.broker.embedded import EmbeddedBroker
 from stream.broker.kafka import KafkaBroker
 from stream.broker.protocol import Broker
-from stream.changelog import Changelog, KeptMember
+from stream.changelog import Changelog
 from stream.clock import SystemClock
 from stream.identity import hash_parts
 from stream.member_list import MemberList, put_member_list
+from stream.member_statuses import KeptMember
 from stream.message import MemberMessage, MemberStatus, Message
 from stream.router import Router, run_topics
 from stream.store.obstore_store import open_store

@@ -16,7 +16,7 @@ from ops.work import ingest_key
 from stream.clock import Clock
 from stream.failure import FatalError
 from stream.identity import canonical_json, root_identity
-from stream.member_list import MemberList, put_member_list
+from stream.member_list import MemberList, put_member_list, take_product_name
 from stream.message import Message
 from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key
 from stream.router import Router
@@ -79,11 +79,18 @@ class Announcer:
         self._again = again
         self._replace = replace
         self._tracing = tracing or Forwarding()
+        self._superseding: set[str] = set()
 
     async def lists(self, ingest: Ingest) -> None:
-        """Write the member lists, before any of their members is told of."""
+        """Write the member lists, before any of their members is told of; each supersedes older ones of its name."""
         for members in ingest.lists:
             await put_member_list(self._store, self._router.run, members)
+            before = await take_product_name(self._store, self._router.run, members)
+            if before is not None:
+                LOG.warning(
+                    "association %s is superseded by %s, a newer list of its product name", before, members.association
+                )
+                self._superseding.add(members.association)
 
     async def exposure(self, entry: Entry, lists: list[MemberList]) -> Announced:
         """Publish one exposure that was inspected, as a member of its associations; a bad one is told to them."""
@@ -101,7 +108,8 @@ class Announcer:
             for association in mine:
                 await self._router.failed(entry.id, association, error, entry.facts)
             return Announced(entry.id, "refused", error)
-        told = set(known.get("associations", ()))
+        # A list that is the newest once more may have been given up meanwhile: its members are told of again.
+        told = set(known.get("associations", ())) - self._superseding
         if told >= set(mine) and not self._again:
             return Announced(entry.id, "known")
         await self._publish(entry, mine if self._again else tuple(a for a in mine if a not in told))

@@ -14,8 +14,9 @@ import anyio
 from ops.connect import Connection, RunView
 from ops.serve import association_settings
 from stream.association import Association, AssociationSettings
-from stream.changelog import Changelog, Kept
-from stream.member_list import MemberList, load_close, read_member_list
+from stream.changelog import Changelog
+from stream.member_list import MemberList, load_close, read_member_list, superseded_by
+from stream.member_statuses import Kept
 from stream.together import together
 from stream.topology import changelog_topic_name
 
@@ -54,13 +55,14 @@ class AssociationView:
             "present": dict(sorted(Counter(record.status.value for record in records.values()).items())),
             "waited_for": len(missing),
             "since": _instant(self._first()),
-            "deadline": _instant(state.deadline_at if last is None else None),
+            "deadline": _instant(state.deadline_at if last is None and state.superseded_by is None else None),
             "revision": 0 if last is None else last.revision,
             "closed": None if last is None else last.reason.value,
             "outcome": None if last is None else last.outcome.value,
             "changes": len(changes),
             "next_revision": _instant(state.next_due() if last is not None else None),
             "complete": self.complete,
+            "superseded_by": state.superseded_by,
         }
         if names:
             told["members"] = [
@@ -111,9 +113,11 @@ async def _restored(
 ) -> Association:
     state = Association(members.association, settings)
     state.expect(members.members)
-    close = await load_close(connection.store, connection.settings.run, members.association, revision)
+    run = connection.settings.run
+    close = await load_close(connection.store, run, members.association, revision)
     if close is not None:
         state.record_close(close)
+    state.supersede(await superseded_by(connection.store, run, members.association, members.product_name))
     known = kept.get(members.association)
     state.restore(member.record for member in known.members.values()) if known else None
     return state

@@ -80,12 +80,14 @@ def _refuse_unknown(patterns: list[str], found: list[AssociationView], run: str)
 def _wanted(view: AssociationView, options: argparse.Namespace) -> bool:
     if options.associations and not any(_named(view, pattern) for pattern in options.associations):
         return False
-    return not options.open or view.state.last_close is None
+    return not options.open or (view.state.last_close is None and view.state.superseded_by is None)
 
 
 def planned_order(view: AssociationView, action: OrderAction, run: str) -> OrderMessage | str:
     """Return the order that would be given, or why there is nothing to do."""
     last = view.state.last_close
+    if view.state.superseded_by is not None:
+        return f"it is superseded by {view.state.superseded_by}, a newer list of its product name"
     if action is OrderAction.CLOSE:
         if last is not None:
             return f"it is closed with revision {last.revision}: reopen opens another one"
@@ -133,7 +135,10 @@ def _show_table(run: str, shown: list[dict[str, Any]]) -> None:
     table.add_column("products")
     for one in shown:
         came = ", ".join(f"{count} {status}" for status, count in one["present"].items())
-        numbers = (str(one["revision"]), one["closed"] or "open", str(one["changes"]))
+        closed = one["closed"] or "open"
+        if one["superseded_by"] is not None:
+            closed = "superseded" if one["closed"] is None else f"{closed}, superseded"
+        numbers = (str(one["revision"]), closed, str(one["changes"]))
         times = (one["since"] or "", one["deadline"] or "")
         complete = "complete" if one["complete"] else ""
         table.add_row(

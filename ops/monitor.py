@@ -178,7 +178,8 @@ class Monitor:
         return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
 
     def _associations(self, aggregator: Aggregator) -> None:
-        opened = [state for state in aggregator.state().values() if state.last_close is None]
+        known = aggregator.state().values()
+        opened = [state for state in known if state.last_close is None and state.superseded_by is None]
         first = [min(record.changed_at for record in state.records()) for state in opened if state.records()]
         self._metrics["open_associations"].set(len(opened))
         self._metrics["oldest_association_seconds"].set(time.time() - min(first) if first else 0.0)

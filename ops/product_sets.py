@@ -16,7 +16,7 @@ import anyio
 
 from stream.association import Close
 from stream.identity import canonical_json
-from stream.member_list import MemberList, load_close, read_member_list
+from stream.member_list import MemberList, load_close, read_member_list, superseded_by
 from stream.message import MemberStatus
 from stream.product_event import EventProduct, ProductEvent
 from stream.results import Manifest, ObjectKind, Results
@@ -150,7 +150,7 @@ class ProductSets:
         return None if data is None else ProductSet(**json.loads(data))
 
     async def all(self) -> AsyncIterator[ProductSet]:
-        """The newest complete set of each association of the run."""
+        """The newest complete set of each association of the run that is not superseded."""
         newest: dict[str, tuple[int, str]] = {}
         prefix = f"runs/{self._run}/products/"
         async for info in self._store.list(prefix):
@@ -158,11 +158,18 @@ class ProductSets:
             newest[association] = max(newest.get(association, (0, "")), (int(revision), info.key))
         for _, key in newest.values():
             data = await self._store.get(key)
-            if data is not None:
-                yield ProductSet(**json.loads(data))
+            if data is None:
+                continue
+            found = ProductSet(**json.loads(data))
+            if not await self._superseded(found.association, found.product_name):
+                yield found
+
+    async def _superseded(self, association: str, product_name: str | None) -> bool:
+        """Whether the folder of a product name is another association's."""
+        return await superseded_by(self._store, self._run, association, product_name) is not None
 
     async def check(self, association: str) -> None:
-        """Write the record, project it and tell of it if the newest revision is complete."""
+        """Write the record, project it and tell of it if the newest revision is complete and no newer list counts."""
         async with self._lock:
             close = await self.newest_close(association)
             if close is None:
@@ -173,6 +180,8 @@ class ProductSets:
                 return
             key, data = self._key(association, close.revision), canonical_json(complete.to_json())
             await self._store.put(key, data)
+            if await self._superseded(association, members.product_name):
+                return
             await self._visible(complete)
             if self._publish is not None:
                 digest = hashlib.sha256(data).hexdigest()

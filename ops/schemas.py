@@ -161,12 +161,13 @@ def header_schema(title: str, headers: Iterable[HeaderSpec], *, open_ended: bool
 
 
 def changelog_schema() -> dict[str, Any]:
-    """Schema of the aggregator's state: one record a member, and one that says which close was sent on."""
+    """Schema of the aggregator's state: records of members, of closes that were sent on, and of the whole."""
     partition = {"type": "integer", "minimum": 0, "description": "Partition of the member messages."}
     record = _document(MemberRecord)
     return {
         "title": "Record of the changelog",
-        "description": "The newest state of one member, or of which close of an association was sent on.",
+        "description": "The newest state of one member, which close of an association was sent on, or that what the "
+        "store has of a partition is here too.",
         "oneOf": [
             {
                 "title": "A member",
@@ -190,6 +191,12 @@ def changelog_schema() -> dict[str, Any]:
                     "revision": {"type": "integer", "minimum": 1, "description": "Revision of the close."},
                 },
                 "required": ["partition", "revision"],
+            },
+            {
+                "title": "That nothing is missing",
+                "type": "object",
+                "properties": {"partition": partition, "whole": {"const": True}},
+                "required": ["partition", "whole"],
             },
         ],
     }

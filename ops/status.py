@@ -18,7 +18,7 @@ from ops.dead_letters import dead_letters
 from ops.product_sets import ProductSets
 from ops.topics import group_topics
 from stream.clock import SystemClock
-from stream.member_list import load_close, read_member_list
+from stream.member_list import load_close, read_member_list, superseded_by
 from stream.stopped_segments import StoppedSegments
 
 POLL_SECONDS = 1.0
@@ -92,7 +92,7 @@ async def report(connection: Connection) -> dict[str, Any]:
         },
         "associations": {
             "count": len(associations),
-            "open": sum(not known["revision"] for known in associations),
+            "open": sum(not known["revision"] and not known["superseded"] for known in associations),
             "complete": sum(bool(known["complete"]) for known in associations),
         },
         "exposures": {
@@ -125,6 +125,7 @@ async def _association(connection: Connection, association: str) -> dict[str, An
         "association": association,
         "members": list(members.members),
         "revision": revision,
+        "superseded": await superseded_by(connection.store, run, association, members.product_name) is not None,
         "complete": complete is not None,
         "products": sorted(complete.members) if complete else [],
     }

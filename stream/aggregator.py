@@ -1,8 +1,8 @@
 """Gathers the members of associations from the stream, closes each, has it solved, and sends its members on.
 
 A thin driver: `stream.association` decides when an association closes. State is references only, in a compacted
-changelog with one record a member; a close is an object that is created once; and everything after a close is
-repeated from it if it was not finished.
+changelog with one record a member, and each status is an object in the store too; a close is an object that is created
+once; and everything after a close is repeated from it if it was not finished.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from stream.association import Association, AssociationSettings, Close, Seen
 from stream.broker.protocol import Broker, Record, TopicPartition
-from stream.changelog import Changelog, Kept, KeptMember
+from stream.changelog import Changelog
 from stream.clock import Clock
 from stream.dead_letters import bury
 from stream.dispatch import Abandon, Dispatcher, Solved, Solver
 from stream.failure import FailureClass, PermanentError, PoisonError, RetriableError
 from stream.inbox import REVOKE_SECONDS, Inbox
 from stream.lease import Lease, OrphanedError
-from stream.member_list import load_close, put_close, read_member_list
+from stream.member_list import put_close
+from stream.member_statuses import Kept, KeptMember, MemberStatuses
 from stream.message import MemberMessage, OrderMessage, decode
 from stream.router import Router
 from stream.store import ObjectStore
+from stream.stored_associations import StoredAssociations
 from stream.together import together
 from stream.topology import changelog_topic_name, topic_name
 from stream.tracing import Forwarding, Resting, Tracing, current_traceparent, traced
@@ -101,7 +103,6 @@ class Aggregator:
         self._broker = broker
         self._store = store
         self._router = router
-        self._settings = settings
         self._clock = clock
         self._observe = observe
         tracing = tracing or Forwarding()
@@ -111,11 +112,14 @@ class Aggregator:
         self._members: dict[str, dict[str, KeptMember]] = {}
         self._dispatched: dict[str, int] = {}
         self._unlogged: set[tuple[str, str]] = set()
+        self._dispatching: set[tuple[str, int]] = set()
         self._partition: dict[str, int] = {}
         self._backlog: dict[int, int] = {}
         self._due: dict[str, float] = {}
         self._changed: dict[str, None] = {}
         self._changelog = Changelog(broker, changelog_topic_name(router.run, router.joint_stage))
+        self._statuses = MemberStatuses(store, router.run)
+        self._stored = StoredAssociations(store, router.run, settings)
         self._topic = topic_name(router.run, router.joint_stage)
         self._wake = anyio.Event()
         self._tasks: TaskGroup | None = None
@@ -148,7 +152,8 @@ class Aggregator:
 
         For an operator, or a run that knows that nobody else will come. Repeats are harmless.
         """
-        state = await self._state(association)
+        state = self._associations.get(association) or await self._stored.load(association)
+        self._associations[association] = state
         last = state.last_close
         if last is not None and not state.changed:
             self._dispatch_soon(last)
@@ -161,7 +166,7 @@ class Aggregator:
         mine = {partition.partition for partition in partitions}
         extents = await self._broker.extents(self._topic)
         self._backlog.update({number: extents[number][1] for number in mine})
-        kept = await self._changelog.read(mine)
+        kept = await self._changelog.restore(mine, self._statuses)
         await together((partial(self._restore, *one) for one in kept.items()), most=_TOGETHER)
         for association in kept:
             self._resume(association)
@@ -169,11 +174,12 @@ class Aggregator:
         self._look_at(*kept)
 
     async def _restore(self, association: str, known: Kept) -> None:
+        state = await self._stored.load(association)
+        state.restore(member.record for member in known.members.values())
+        self._associations[association] = state
         self._partition[association] = known.partition
         self._dispatched[association] = known.dispatched
         self._members[association] = known.members
-        state = await self._state(association)
-        state.restore(member.record for member in known.members.values())
 
     async def _let_go(self, partitions: Sequence[TopicPartition]) -> None:
         """Forget what lies in partitions that go: another aggregator restores it."""
@@ -182,6 +188,8 @@ class Aggregator:
             del self._partition[association]
             for kept in (self._associations, self._members, self._dispatched, self._due, self._changed):
                 kept.pop(association, None)
+            self._stored.forget(association)
+            self._unlogged = {entry for entry in self._unlogged if entry[0] != association}
         for number in gone:
             self._backlog.pop(number, None)
 
@@ -196,24 +204,6 @@ class Aggregator:
     def _backlog_read(self, association: str) -> bool:
         number = self._partition.get(association, -1)
         return self.inbox.prefix(TopicPartition(self._topic, number)) >= self._backlog.get(number, 0)
-
-    async def _state(self, association: str) -> Association:
-        state = self._associations.get(association)
-        if state is None:
-            members = await read_member_list(self._store, self._router.run, association)
-            state = Association(association, self._settings)
-            state.expect(members.members)
-            await self._catch_up(state)
-            self._associations[association] = state
-        return state
-
-    async def _catch_up(self, state: Association) -> bool:
-        """Learn of the closes in the store that are not known yet; whether there were any."""
-        first = revision = 1 + (0 if state.last_close is None else state.last_close.revision)
-        while (close := await load_close(self._store, self._router.run, state.id, revision)) is not None:
-            state.record_close(close)
-            revision += 1
-        return revision > first
 
     def _resume(self, association: str) -> None:
         """Finish what a crash interrupted: a close whose members were not all sent on."""
@@ -232,7 +222,11 @@ class Aggregator:
     async def _handle(self, record: Record, lease: Lease) -> None:
         try:
             message = _about_association(record)
-            state = await self._state(message.association)
+            state = self._associations.get(message.association) or await self._stored.load(message.association)
+            if state.superseded_by is not None:  # its list may have been announced anew
+                await self._stored.look_for_newer_list(state)
+            lease.check()  # nothing is kept of a partition that went meanwhile
+            self._associations[message.association] = state
             self._partition[message.association] = record.partition
             if isinstance(message, OrderMessage):
                 await self._order(message, state, lease)
@@ -256,6 +250,8 @@ class Aggregator:
             member = KeptMember.of(known, message, Resting(current_traceparent(), known.changed_at))
             self._members.setdefault(message.association, {})[message.member] = member
             lease.check()
+            await self._statuses.keep(message.association, record.partition, member)
+            lease.check()
             await self._changelog.note_member(message.association, record.partition, member)
             self._unlogged.discard(entry)
         await self._dispatcher.finalize_at_once(message)
@@ -270,7 +266,7 @@ class Aggregator:
 
     async def _order(self, order: OrderMessage, state: Association, lease: Lease) -> None:
         """Do what an operator asks for, unless the revision that the order names is there already."""
-        missed = await self._catch_up(state)
+        missed = await self._stored.catch_up(state)
         if missed and state.last_close is not None:  # of an owner before us, who did not get to send its members on
             self._dispatch_soon(state.last_close)
         revision = 0 if state.last_close is None else state.last_close.revision
@@ -281,6 +277,8 @@ class Aggregator:
         refusal = None
         if order.revision <= revision:
             refusal = f"revision {order.revision} is there already"
+        elif await self._stored.look_for_newer_list(state):
+            refusal = f"it is superseded by {state.superseded_by}"
         elif not state.records():
             refusal = "no member has come"
         elif not state.changed:
@@ -303,12 +301,16 @@ class Aggregator:
         self._observe({"event": "dead_letter", "segment": self._router.joint_stage, "class": failure["class"]})
 
     async def _check(self, state: Association) -> None:
+        if any(association == state.id for association, _ in self._unlogged):
+            return  # a close names nobody whom a crash would make unknown
         close = state.due(self._clock.now(), backlog_read=self._backlog_read(state.id))
-        if close is not None:
+        if close is not None and not await self._stored.look_for_newer_list(state):
             await self._closed(state, close)
 
     async def _closed(self, state: Association, close: Close) -> None:
         winner = await put_close(self._store, self._router.run, close)
+        if state.last_close is not None and state.last_close.revision >= winner.revision:
+            return  # timer and handler both found it due
         state.record_close(winner)
         LOG.info("association %s closed, revision %d: %s", state.id, winner.revision, winner.reason.value)
         self._observe(
@@ -317,31 +319,36 @@ class Aggregator:
         self._dispatch_soon(winner)
 
     def _dispatch_soon(self, close: Close) -> None:
-        if self._tasks is not None:
+        entry = (close.association, close.revision)
+        if self._tasks is not None and entry not in self._dispatching:
+            self._dispatching.add(entry)
             self._tasks.start_soon(self._dispatch_patiently, close)
 
     async def _dispatch_patiently(self, close: Close) -> None:
         """Send members on until that is done, or another aggregator has the association."""
-        while True:
-            try:
-                await self._dispatch(close)
-            except (RetriableError, OrphanedError) as error:
-                LOG.warning("members of %s cannot be sent on now: %r", close.association, error)
-                await self._clock.sleep(_PAUSE_SECONDS)
-                if close.association not in self._partition:
-                    return
-            else:
-                return
+        done = False
+        try:
+            while not done:
+                try:
+                    await self._dispatch(close)
+                    done = True
+                except (RetriableError, OrphanedError) as error:
+                    LOG.warning("members of %s cannot be sent on now: %r", close.association, error)
+                    await self._clock.sleep(_PAUSE_SECONDS)
+                    done = close.association not in self._partition
+        finally:
+            self._dispatching.discard((close.association, close.revision))
 
     async def _dispatch(self, close: Close) -> None:
         association = close.association
-        members = self._members.get(association, {})
+        members = await self._statuses.as_closed(close, self._members.get(association, {}))
         await self._dispatcher.send(close, members, lambda: self._check_owned(association))
         if self._after_dispatch is not None:
             await self._after_dispatch(association)
         self._check_owned(association)
-        await self._changelog.note_dispatched(association, self._partition[association], close.revision)
-        self._dispatched[association] = close.revision
+        revision = max(close.revision, self._dispatched.get(association, 0))
+        await self._changelog.note_dispatched(association, self._partition[association], revision)
+        self._dispatched[association] = revision
         self._observe({"event": "dispatched", "association": association, "revision": close.revision})
 
     def _look_at(self, *associations: str) -> None:

@@ -121,7 +121,7 @@ class Association:
         self._deadline_at: float | None = None
         self._members: dict[str, MemberRecord] = {}
         self._close: Close | None = None
-        self._superseded = False
+        self._superseded_by: str | None = None
 
     @property
     def expected(self) -> tuple[str, ...] | None:
@@ -139,9 +139,9 @@ class Association:
         return self._deadline_at
 
     @property
-    def superseded(self) -> bool:
-        """Whether a newer list has taken its product name: it never closes again."""
-        return self._superseded
+    def superseded_by(self) -> str | None:
+        """The association that has its product name now; as long as there is one, this one does not close."""
+        return self._superseded_by
 
     @property
     def changed(self) -> bool:
@@ -194,9 +194,9 @@ class Association:
         self._places = frozenset(ordered)
         self._drop_unexpected()
 
-    def supersede(self) -> None:
-        """Learn that a newer list has taken its product name."""
-        self._superseded = True
+    def supersede(self, by: str | None) -> None:
+        """Learn which association with a newer list has its product name; None when its own list is the newest."""
+        self._superseded_by = by
 
     def observe(self, member: str, status: MemberStatus, digest: str, *, offset: int, now: float) -> Seen:
         """Take note of a member's status; only NEW and CHANGED change the state.
@@ -251,7 +251,7 @@ class Association:
             Whether all statuses that lay in the log when the aggregator started are read: before that no time fires,
             for a member may have come in time while nobody looked.
         """
-        if self._expected is None or self._superseded:
+        if self._expected is None or self._superseded_by is not None:
             return None
         if self._close is None:
             return self._first_close(now if backlog_read else None)
@@ -270,8 +270,8 @@ class Association:
         stream.failure.PermanentError
             The list of members is not known, the association is superseded, or nothing changed since the last close.
         """
-        if self._superseded:
-            msg = f"the association {self.id} is superseded by a newer list of its product name"
+        if self._superseded_by is not None:
+            msg = f"the association {self.id} is superseded by a newer list of its product name, {self._superseded_by}"
             raise PermanentError(msg)
         if self._expected is None:
             msg = f"the association {self.id} cannot be closed: its list of members is not known yet"
@@ -283,7 +283,7 @@ class Association:
 
     def next_due(self) -> float | None:
         """Unix time at which `due` should be asked again if nothing comes before; None when time alone does nothing."""
-        if self._expected is None or self._superseded:
+        if self._expected is None or self._superseded_by is not None:
             return None
         if self._close is None:
             return None if self.settings.on_missing is OnMissing.WAIT else self.deadline_at

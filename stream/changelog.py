@@ -6,20 +6,18 @@ Reads and writes records. What they mean for an association is `stream.associati
 from __future__ import annotations
 
 import json
-import zlib
+import logging
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any
 
 from anyio.lowlevel import checkpoint
 
-from stream.association import MemberRecord
 from stream.broker.protocol import Broker
 from stream.identity import canonical_json
-from stream.message import MemberMessage
-from stream.tracing import Resting
+from stream.member_statuses import Kept, KeptMember, MemberStatuses
 
-__all__ = ["Changelog", "Kept", "KeptMember"]
+__all__ = ["Changelog"]
+
+LOG = logging.getLogger(__name__)
 
 DISPATCHED = "#dispatched"
 """Stands in a key where a member's id would."""
@@ -27,41 +25,9 @@ DISPATCHED = "#dispatched"
 _AT_A_TIME = 100
 """Records decoded before others get their turn: 10 ms. There may be 100 000, while heartbeats must go on."""
 
-
-@dataclass(frozen=True, slots=True)
-class KeptMember:
-    """What is known of a member: its newest record and message, and its trace.
-
-    The message is kept packed: its facts are some kB of text and several times that as objects, nobody looks at them
-    before a close, and 100 000 members may wait for one.
-    """
-
-    record: MemberRecord
-    packed: bytes
-    trace: Resting
-
-    @classmethod
-    def of(cls, record: MemberRecord, message: MemberMessage, trace: Resting) -> KeptMember:
-        """Pack what is known."""
-        return cls(record, _packed(message.model_dump(mode="json")), trace)
-
-    @property
-    def message(self) -> MemberMessage:
-        """The newest message, unpacked."""
-        return MemberMessage.model_validate_json(zlib.decompress(self.packed))
-
-
-def _packed(message: Any) -> bytes:
-    return zlib.compress(json.dumps(message).encode(), level=1)
-
-
-@dataclass(slots=True)
-class Kept:
-    """What is known of one association; ``dispatched`` is the newest revision whose members were sent on."""
-
-    partition: int
-    members: dict[str, KeptMember] = field(default_factory=dict)
-    dispatched: int = 0
+WHOLE = "#whole"
+"""Stands in a key where an association's id would, before a partition: what its statuses in the store say is here
+too. A changelog without it is a new one, or one that was lost and made anew."""
 
 
 class Changelog:
@@ -81,7 +47,31 @@ class Changelog:
 
     async def read(self, partitions: Collection[int] | None = None) -> dict[str, Kept]:
         """Read it to its end: the associations, by id, whose members lie in some partitions (all when not given)."""
+        return (await self._read(partitions))[0]
+
+    async def restore(self, partitions: Collection[int], statuses: MemberStatuses) -> dict[str, Kept]:
+        """Read it to its end as `read` does, and make it whole again where it was lost.
+
+        Only the owner of a partition may, and before it takes note of anything: else the old would cover the new.
+        """
+        found, whole = await self._read(partitions)
+        lost = set(partitions) - whole
+        if not lost:
+            return found
+        for association, kept in (await statuses.newest(lost)).items():
+            known = found.setdefault(association, Kept(kept.partition))
+            news = [member for member in kept.members.values() if known.learn(member)]
+            for member in news:
+                await self.note_member(association, kept.partition, member)
+            if news:
+                LOG.warning("the changelog lacked %d members of %s, which the store has", len(news), association)
+        for partition in sorted(lost):
+            await self._publish(f"{WHOLE}/{partition}", {"partition": partition, "whole": True})
+        return found
+
+    async def _read(self, partitions: Collection[int] | None) -> tuple[dict[str, Kept], set[int]]:
         found: dict[str, Kept] = {}
+        whole: set[int] = set()
         records = dict(await self._broker.read_latest(self._topic))
         for number, key in enumerate(list(records)):
             if number % _AT_A_TIME == 0:
@@ -91,28 +81,23 @@ class Changelog:
             value = json.loads(record.value or b"null")
             if partitions is not None and value["partition"] not in partitions:
                 continue
+            if association == WHOLE:
+                whole.add(value["partition"])
+                continue
             kept = found.setdefault(association, Kept(value["partition"]))
             if member == DISPATCHED:
                 kept.dispatched = int(value["revision"])
-                continue
-            known = MemberRecord.from_json(value["record"])
-            trace = Resting(value.get("traceparent"), known.changed_at)
-            kept.members[member] = KeptMember(known, _packed(value["message"]), trace)
-        return found
+            else:
+                kept.learn(KeptMember.from_json(value))
+        return found, whole
 
     async def note_member(self, association: str, partition: int, member: KeptMember) -> None:
         """Keep the newest of a member."""
-        value = {
-            "partition": partition,
-            "record": member.record.to_json(),
-            "message": json.loads(zlib.decompress(member.packed)),
-            "traceparent": member.trace.traceparent,
-        }
-        await self._broker.publish(
-            self._topic, key=f"{association}/{member.record.member}".encode(), value=canonical_json(value)
-        )
+        await self._publish(f"{association}/{member.record.member}", member.to_json(partition))
 
     async def note_dispatched(self, association: str, partition: int, revision: int) -> None:
         """Keep that the members of a close were sent on."""
-        value = {"partition": partition, "revision": revision}
-        await self._broker.publish(self._topic, key=f"{association}/{DISPATCHED}".encode(), value=canonical_json(value))
+        await self._publish(f"{association}/{DISPATCHED}", {"partition": partition, "revision": revision})
+
+    async def _publish(self, key: str, value: dict[str, object]) -> None:
+        await self._broker.publish(self._topic, key=key.encode(), value=canonical_json(value))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from anyio.lowlevel import checkpoint
 
 from stream.association import Close, CloseOutcome
-from stream.changelog import KeptMember
-from stream.failure import Failure, FailureClass
+from stream.failure import Failure, FailureClass, RetriableError
+from stream.member_statuses import KeptMember
 from stream.message import MemberMessage, MemberStatus, Message
 from stream.router import Router
 from stream.tracing import Resting, Tracing, carrying
@@ -87,6 +87,8 @@ class Dispatcher:
             return None, None
         try:
             return await self._solver(close, present), None
+        except RetriableError:  # of broker or store, not of the job: the same close can be solved later
+            raise
         except Failure as error:
             if error.failure_class is FailureClass.FATAL:
                 raise

@@ -1,4 +1,7 @@
-"""The member list of an association: a payload in the store, written once by whoever announces it."""
+"""The member list of an association: a payload in the store, written once by whoever announces it.
+
+Of the lists of one product name the one that was announced last counts; the others are superseded by it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,18 @@ from stream.failure import PermanentError
 from stream.identity import canonical_json
 from stream.store import ObjectStore
 
-__all__ = ["MemberList", "close_key", "load_close", "members_key", "put_close", "put_member_list", "read_member_list"]
+__all__ = [
+    "MemberList",
+    "close_key",
+    "load_close",
+    "members_key",
+    "product_name_key",
+    "put_close",
+    "put_member_list",
+    "read_member_list",
+    "superseded_by",
+    "take_product_name",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,31 @@ async def read_member_list(store: ObjectStore, run: str, association: str) -> Me
         raise PermanentError(msg)
     value = json.loads(data)
     return MemberList(**{**value, "members": tuple(value["members"])})
+
+
+def product_name_key(run: str, product_name: str) -> str:
+    """Key of the record that says which association has a product name."""
+    return f"runs/{run}/product-names/{product_name}"
+
+
+async def take_product_name(store: ObjectStore, run: str, members: MemberList) -> str | None:
+    """Have a list be the newest of its product name; the association that had it, if that was another."""
+    if members.product_name is None:
+        return None
+    key, document = product_name_key(run, members.product_name), canonical_json({"association": members.association})
+    if await store.put_if_absent(key, document):
+        return None
+    before = await superseded_by(store, run, members.association, members.product_name)
+    if before is not None:
+        await store.put(key, document)
+    return before
+
+
+async def superseded_by(store: ObjectStore, run: str, association: str, product_name: str | None) -> str | None:
+    """Return the association that has the product name of this one instead; None when it is the newest itself."""
+    data = None if product_name is None else await store.get(product_name_key(run, product_name))
+    newest: str | None = None if data is None else json.loads(data)["association"]
+    return None if newest == association else newest
 
 
 async def load_close(store: ObjectStore, run: str, association: str, revision: int) -> Close | None:

@@ -21,6 +21,7 @@ import anyio
 
 from ops.topics import bootstrap, group_topics
 from stream.broker.kafka import KafkaBroker
+from stream.broker.protocol import TopicSpec
 from stream.clock import SystemClock
 from stream.dead_letters import reasons
 from stream.failure import RetriableError
@@ -31,8 +32,9 @@ from stream.router import Router, run_topics
 from stream.run_records import RunRecords
 from stream.store.obstore_store import open_store
 from stream.topology import dead_letter_topic_name, topic_name
-from tests.faults.light import BRANCH, RETRIES, STAGES, TIMINGS, Configuration, recipe, segments, status_of
+from tests.faults.light import RETRIES, Configuration, recipe
 from tests.faults.light_job import content
+from tests.faults.light_topology import BRANCH, STAGES, TIMINGS, segments, status_of
 from tests.servers import KafkaCluster, S3Server
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +48,9 @@ BETWEEN = 0.02
 
 class Bench:
     """One run of the light pipeline: its servers' own topics and prefix, its inputs, its workers."""
+
+    module = "tests.faults.light"
+    configuration: type[Any] = Configuration
 
     def __init__(self, folder: Path, cluster: KafkaCluster, s3: S3Server, **options: Any) -> None:
         self.folder = folder
@@ -67,9 +72,7 @@ class Bench:
     async def opened(self, *, partitions: int = 4) -> AsyncIterator[Bench]:
         async with KafkaBroker.from_url(self.cluster.url, timings=TIMINGS) as broker:
             self.broker = broker
-            await broker.create_topics(
-                run_topics(self.run, segments(), partitions=partitions, retry_tiers=len(RETRIES))
-            )
+            await broker.create_topics(self.topics(partitions))
             await bootstrap(broker, self.groups())
             try:
                 yield self
@@ -78,6 +81,9 @@ class Bench:
                 raise
             finally:
                 await anyio.to_thread.run_sync(self.stop_all)
+
+    def topics(self, partitions: int) -> list[TopicSpec]:
+        return run_topics(self.run, segments(), partitions=partitions, retry_tiers=len(RETRIES))
 
     def groups(self) -> dict[str, list[str]]:
         groups = group_topics(self.run, segments(), len(RETRIES))
@@ -88,7 +94,7 @@ class Bench:
     ) -> subprocess.Popen[bytes]:
         """Start a worker, with other variables and by way of another command if given."""
         number = len(self.workers)
-        config = Configuration(
+        config = self.configuration(
             run=self.run,
             broker=changes.pop("broker", self.cluster.url),
             store=self.store_url,
@@ -100,7 +106,7 @@ class Bench:
         path = config.write(self.folder / f"worker-{number}.json")
         with (self.folder / f"worker-{number}.err").open("wb") as errors:
             process = subprocess.Popen(
-                [*within, sys.executable, "-m", "tests.faults.light", path], cwd=ROOT, stdout=subprocess.DEVNULL,
+                [*within, sys.executable, "-m", self.module, path], cwd=ROOT, stdout=subprocess.DEVNULL,
                 stderr=errors, env={**os.environ, **self.s3.environment, **environment},
             )  # fmt: skip
         self.workers.append(process)
@@ -234,7 +240,7 @@ class Bench:
         return found
 
     async def _partitions_of(self, topic: str) -> dict[str, int]:
-        return {record.key.decode(): record.partition for record in await _all(self.broker, topic)}
+        return {record.key.decode(): record.partition for record in await every_record(self.broker, topic)}
 
     def redone(self) -> int:
         counts = Counter((exposure, stage) for exposure, stage, _, _ in self.executions())
@@ -337,7 +343,7 @@ class _Sampler:
             exposure = Message.from_record(record).exposure
             if await records.pointer(exposure, stage) is None:
                 buried = {letter.key.decode() for letter in await self._bench.dead_letters()}
-                waits = {r.key for t in (f"{topic}.retry-0",) for r in await _all(broker, t)}
+                waits = {r.key for t in (f"{topic}.retry-0",) for r in await every_record(broker, t)}
                 if exposure not in buried and exposure.encode() not in waits:
                     self.problems.append(f"{topic}[{partition}] committed {commit.offset}, {exposure} is not finished")
 
@@ -346,11 +352,11 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-async def _all(broker: KafkaBroker, topic: str) -> list[Any]:
+async def every_record(broker: KafkaBroker, topic: str) -> list[Any]:
     found: list[Any] = []
     for partition, (first, end) in (await broker.extents(topic)).items():
         found += await broker.read(topic, partition, first, end)
     return found
 
 
-__all__ = ["FULL", "Bench", "reasons"]
+__all__ = ["FULL", "Bench", "every_record", "reasons"]

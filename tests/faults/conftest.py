@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.bench_of_aggregators import AggregatorBench
 from tests.faults.bench_of_workers import FULL, Bench
 from tests.servers import KafkaCluster, S3Server, kafka_cluster, s3_server
 
@@ -26,7 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    with kafka_cluster(tmp_path_factory.mktemp("kafka")) as running:
+    # It looks for something to compact once a second, not every 15 s.
+    settings = ("log.cleaner.backoff.ms=1000",)
+    with kafka_cluster(tmp_path_factory.mktemp("kafka"), settings=settings) as running:
         yield running
 
 
@@ -56,3 +59,14 @@ def bench_of_three(tmp_path: Path, three_nodes: KafkaCluster, s3: S3Server, monk
         monkeypatch.setenv(name, value)
     three_nodes.start_what_is_down()
     return Bench(tmp_path, three_nodes, s3)
+
+
+@pytest.fixture
+def aggregators(
+    tmp_path: Path, cluster: KafkaCluster, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], AggregatorBench]:
+    """Benches by name: a test may have several at work at the same time."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    cluster.start_what_is_down()
+    return lambda name: AggregatorBench(tmp_path / name, cluster, s3)

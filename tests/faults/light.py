@@ -35,7 +35,7 @@ from stream.identity import chain
 from stream.inbox import Inbox
 from stream.jobs import Job
 from stream.lease import Lease
-from stream.message import MemberStatus, Message
+from stream.message import Message
 from stream.process_runner import ProcessJobRunner
 from stream.results import Manifest, ObjectKind, Results, StoredObject, file_digest, object_key
 from stream.retry import Attempt, Breaker, Outcome, RetryPolicy
@@ -46,34 +46,21 @@ from stream.store import ObjectStore
 from stream.store.cache import ObjectCache
 from stream.store.locations import StoreLimits
 from stream.store.obstore_store import open_store
-from stream.topology import Segment, Segments, StageRow, Topology
+from stream.topology import Segment
 from stream.tracker import OffsetTracker
 from stream.watchdog import Watchdog, WatchLimits
 from stream.worker import SegmentWorker, WorkFailedError
+from tests.faults.light_topology import BRANCH, STAGES, TIMINGS, segments, status_of
 from tests.faults.outside_mutants import NETWORK_AND_STORE
 
-BRANCH = "x"
-STAGES = ("first", "second")
 PHASES = ("download", "compute", "put", "after-put", "after-publish")
 RETRIES = (0.5,)
-SESSION = 3.0
-TIMINGS = KafkaTimings(
-    session_seconds=SESSION, heartbeat_seconds=0.4, revoke_seconds=2.0, rebalance_seconds=5.0, request_seconds=8.0
-)
-
 TIMINGS_BY_NAME = {
     "quick": TIMINGS,
     "hasty": dataclasses.replace(TIMINGS, revoke_seconds=1.0, rebalance_seconds=3.0, request_seconds=2.0),
     "own": KafkaTimings(),
     "endless": dataclasses.replace(TIMINGS, request_seconds=3600.0),
 }
-
-
-def segments() -> Segments:
-    # The last row is joint, so that the router has one; nothing of this branch goes there.
-    rows = [StageRow(name, frozenset({BRANCH})) for name in STAGES]
-    rows += [StageRow("joint", frozenset({"y"}), joint=True), StageRow("last", frozenset({"y"}))]
-    return Topology(rows).segments("granular")
 
 
 @dataclasses.dataclass
@@ -265,10 +252,6 @@ def note_assignments(inbox: Inbox, stage: str, path: str) -> None:
 
     inbox.on_revoked = on_revoked  # type: ignore[method-assign]
     inbox.on_assigned = on_assigned  # type: ignore[method-assign]
-
-
-def status_of(_: Manifest) -> MemberStatus:
-    raise AssertionError("there is no joint stage here")
 
 
 def mutate(name: str) -> None:

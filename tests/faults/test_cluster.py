@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from stream.topology import topic_name
 from stream.watchdog import EXIT_STATUS
 from tests.faults.bench_of_workers import FULL, Bench
-from tests.faults.light import SESSION, STAGES
+from tests.faults.light_topology import SESSION, STAGES
 
 BOUNCES = 5 if FULL else 1
 AWAY = 60.0 if FULL else 6.0

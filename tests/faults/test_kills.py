@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from tests.faults.bench_of_workers import FULL, Bench
-from tests.faults.light import PHASES, SESSION
+from tests.faults.light import PHASES
+from tests.faults.light_topology import SESSION
 
 KILLS = 20 if FULL else 5
 INPUTS = 100 if FULL else 30

@@ -16,7 +16,7 @@ from stream.message import Message
 from stream.topology import retry_topic_name, topic_name
 from tests import kafka_proxy
 from tests.faults.bench_of_workers import FULL, Bench
-from tests.faults.light import STAGES
+from tests.faults.light_topology import STAGES
 from tests.kafka_proxy import Api, Fault, KafkaProxy
 from tests.servers import KafkaCluster, S3Server, free_port, kafka_cluster
 

@@ -10,7 +10,7 @@ from stream.dead_letters import reasons
 from stream.stopped_segments import StoppedSegments
 from stream.topology import topic_name
 from tests.faults.bench_of_workers import Bench
-from tests.faults.light import STAGES
+from tests.faults.light_topology import STAGES
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from stream.dead_letters import reasons
 from stream.retry import Outcome
 from tests import s3_proxy
 from tests.faults.bench_of_workers import FULL, Bench
-from tests.faults.light import STAGES
+from tests.faults.light_topology import STAGES
 from tests.s3_proxy import Fault, S3Proxy
 
 INPUTS = 12 if FULL else 6

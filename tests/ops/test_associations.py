@@ -22,7 +22,7 @@ from stream.association import Close
 from stream.broker.protocol import Record
 from stream.clock import SystemClock
 from stream.identity import association_id, hash_parts
-from stream.member_list import MemberList, put_member_list
+from stream.member_list import MemberList, put_member_list, take_product_name
 from stream.message import MemberMessage, MemberStatus, Message, OrderAction, OrderMessage
 from stream.results import Manifest, ObjectKind, StoredObject
 from stream.router import Router
@@ -320,3 +320,32 @@ def test_an_association_of_which_nobody_can_be_finalized_is_complete_too(site: S
 
     site.during(all_fail)
     assert site.told("list")[0]["complete"]
+
+
+def test_a_superseded_association_is_told_of_as_such_and_its_products_are_not_shown_any_more(site: Site) -> None:
+    edited = MemberList(association_id("r1", MEMBERS[:2]), MEMBERS[:2], "r1")
+
+    async def superseded(served: Served) -> None:
+        await take_product_name(served.connection.store, "prompt", MemberList(ID, MEMBERS, "r1"))
+        for name in MEMBERS:
+            await served.member(name)
+        await served.until("dispatched")
+        await served.finalize()
+        assert [complete.association async for complete in served.products.all()] == [ID]
+        await put_member_list(served.connection.store, "prompt", edited)
+        await take_product_name(served.connection.store, "prompt", edited)
+        await served.finalize()  # a worker that was killed before its commit does it again
+        assert [complete.association for complete in served.seen] == [ID]
+        assert [complete.association async for complete in served.products.all()] == []
+        await served.member(MEMBERS[0], content="anew")
+        await served.until("member", 4)
+
+    site.during(superseded)
+    by_id = {one["association"]: one for one in site.told("list")}
+    assert by_id[ID]["superseded_by"] == edited.association
+    assert (by_id[ID]["changes"], by_id[ID]["next_revision"]) == (1, None)
+    assert by_id[edited.association]["superseded_by"] is None
+    assert "complete, superseded" in site.said("list")
+    assert [one["association"] for one in site.told("list", "--open")] == [edited.association]
+    assert site.told("show", ID)[0]["superseded_by"] == edited.association
+    assert f"superseded by {edited.association}" in site.said("reopen", ID, "--execute")

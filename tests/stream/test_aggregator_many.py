@@ -13,10 +13,11 @@ import pytest
 from stream.aggregator import Aggregator, Solved
 from stream.association import Association, AssociationSettings, Close, MemberRecord
 from stream.broker.embedded import EmbeddedBroker
-from stream.changelog import Changelog, KeptMember
+from stream.changelog import Changelog
 from stream.clock import SystemClock
 from stream.identity import hash_parts
 from stream.member_list import MemberList, load_close, put_member_list
+from stream.member_statuses import KeptMember
 from stream.message import MemberMessage, MemberStatus, Message
 from stream.router import Router, run_topics
 from stream.store import ObjectStore

@@ -257,16 +257,18 @@ def test_closes_survive_json() -> None:
     assert Close.from_json(json.loads(canonical_json(close.to_json()))) == close
 
 
-def test_a_superseded_association_never_closes_again() -> None:
+def test_a_superseded_association_does_not_close_until_its_list_is_the_newest_again() -> None:
     driver = Driver().expect()
-    driver.state.supersede()
+    driver.state.supersede("x-2")
     for member in MEMBERS:
         driver.see(member)
     assert driver.wait(2 * DAY).closes == []
-    assert driver.state.superseded
+    assert driver.state.superseded_by == "x-2"
     assert driver.state.next_due() is None
-    with pytest.raises(PermanentError, match="superseded by a newer list"):
+    with pytest.raises(PermanentError, match="superseded by a newer list of its product name, x-2"):
         driver.operator()
+    driver.state.supersede(None)
+    assert [close.reason for close in driver.check().closes] == [CloseReason.COMPLETE]
 
 
 @pytest.mark.parametrize(

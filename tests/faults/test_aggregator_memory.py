@@ -1,0 +1,186 @@
+"""Aggregators whose ownership or memory is lost: each revision is closed once, and what was known is known again."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+
+from stream.association import Close, CloseReason
+from stream.failure import RetriableError
+from stream.message import MemberStatus
+from tests.faults.bench_of_aggregators import AggregatorBench, at_the_same_time
+from tests.faults.bench_of_workers import FULL
+from tests.faults.light_aggregator import Memory
+from tests.faults.light_topology import SESSION
+
+MEMBERS = ("m2", "m3", "m1")
+OK, FAILED, *_ = MemberStatus
+RACES = 40 if FULL else 8
+CHANGES = 40 if FULL else 12
+SHOWN = 3.0
+
+pytestmark = pytest.mark.anyio
+
+Benches = Callable[[str], AggregatorBench]
+
+
+async def two_owners(bench: AggregatorBench, *faults: str) -> list[str]:
+    """Freeze an owner that will go on believing that it is one; last members come about when the deadlines pass."""
+    deadline = SESSION + 5.0
+    names = [await bench.announce(f"a{number}", *MEMBERS) for number in range(RACES)]
+    first = bench.start(faults=["believes-it-owns", *faults], deadline=deadline, solve_seconds=0.2)
+    await bench.until("restored", worker=first)
+    second = bench.start(faults=faults, deadline=deadline, solve_seconds=0.2)
+    await bench.until("restored", 2, worker=first)  # it keeps the partition when the second one joins
+    await bench.send(*(bench.message(name, member) for name in names for member in MEMBERS[:2]))
+    began = time.time()
+    await bench.until("member", 2 * RACES)
+    await bench.done()
+    first.send_signal(signal.SIGSTOP)
+    await bench.until("restored", worker=second)
+    first.send_signal(signal.SIGCONT)
+    if time.time() > began + deadline - 1.0:
+        raise TimeoutError("the deadlines passed before there were two owners")
+    last = [bench.message(name, MEMBERS[2]) for name in names]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_look_at_closes, bench)
+        for number, message in enumerate(last):
+            # From well before the deadlines to a little after them: some find the association open at both owners.
+            at = began + deadline - 0.6 + number / RACES
+            await anyio.sleep(max(0.0, at - time.time()))
+            await bench.send(message)
+        found = await bench.settled(SHOWN if faults else 30.0)
+        tasks.cancel_scope.cancel()
+    both = {event["worker"] for event in bench.events("dispatched")}
+    return found + ([] if both == {first.pid, second.pid} else [f"dispatched by {both} alone"])
+
+
+async def _look_at_closes(bench: AggregatorBench) -> None:
+    while True:
+        for name in bench.lists:
+            await bench.closes(name)
+        await anyio.sleep(0.05)
+
+
+async def test_two_owners_agree_on_one_close_for_each_revision(aggregators: Benches) -> None:
+    async with aggregators("owners").opened(partitions=1) as bench:
+        assert await two_owners(bench) == []
+
+
+async def test_mutants_that_two_owners_must_show(aggregators: Benches) -> None:
+    mutants = ["overwrites-closes", "sends-on-what-is-known"]
+    found = await at_the_same_time(mutants, aggregators, two_owners, partitions=1)
+    assert all(found.values()), found
+
+
+COMPACTED = {
+    "segment.ms": "200",
+    "min.cleanable.dirty.ratio": "0.01",
+    "max.compaction.lag.ms": "1000",
+    "delete.retention.ms": "100",
+}
+"""Has a changelog compacted in a second or two: by default that takes a gigabyte, or a week."""
+
+
+async def gaps(bench: AggregatorBench) -> int:
+    """Records that compaction has taken from the changelog."""
+    missing = 0
+    for partition, (_, end) in (await bench.broker.extents(bench.changelog_topic)).items():
+        missing += end - len(await bench.broker.read(bench.changelog_topic, partition, 0, end))
+    return missing
+
+
+async def compacted(bench: AggregatorBench, *faults: str) -> tuple[list[str], list[Close]]:
+    """Have members change while the changelog is compacted, kill the aggregator, and let the last one come."""
+    name = await bench.announce("a", *MEMBERS)
+    worker = bench.start(faults=faults)
+    changes = 0
+    with anyio.fail_after(60):
+        while changes < CHANGES or await gaps(bench) < CHANGES / 2:
+            await bench.send(*(bench.message(name, member, content=str(changes)) for member in MEMBERS[:2]))
+            changes += 1
+            await anyio.sleep(0.1)
+    await bench.done()
+    await bench.kill(worker)
+    worker = bench.start(faults=faults)
+    await bench.until("restored", worker=worker)
+    await bench.send(bench.message(name, MEMBERS[2]))
+    return await bench.settled(SHOWN if faults else 30.0), await bench.closes(name)
+
+
+async def test_a_changelog_that_is_compacted_while_it_is_written_forgets_nobody(aggregators: Benches) -> None:
+    async with aggregators("compacted").opened(partitions=1, changelog=COMPACTED) as bench:
+        found, closes = await compacted(bench)
+        assert found == []
+        assert [close.reason for close in closes] == [CloseReason.COMPLETE]
+
+
+async def test_one_that_keeps_members_under_one_key_shows(aggregators: Benches) -> None:
+    async with aggregators("compacted").opened(partitions=1, changelog=COMPACTED) as bench:
+        found, _ = await compacted(bench, "keeps-one-record")
+        assert found != []
+
+
+async def delete_changelog(bench: AggregatorBench) -> None:
+    """Delete the topic and make it anew, empty, as `rampstream topics apply` does."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bench.cluster.servers)
+    await admin.start()
+    try:
+        await admin.delete_topics([bench.changelog_topic])
+    finally:
+        await admin.close()
+    with anyio.fail_after(30):
+        while True:
+            with contextlib.suppress(RetriableError):
+                if bench.changelog_topic not in await bench.broker.topics():
+                    break
+            await anyio.sleep(0.1)
+    await bench.broker.create_topics(bench.topics(2))
+
+
+async def changelog_lost(bench: AggregatorBench, *faults: str) -> tuple[dict[str, Memory], dict[str, Memory]]:
+    """Delete the changelog while no aggregator runs; what was known before and after. Then let all last ones come."""
+    open_, closed = await bench.announce("a", *MEMBERS), await bench.announce("b", *MEMBERS)
+    options: dict[str, Any] = {"faults": faults, "deadline": 600.0}
+    worker = bench.start(**options)
+    await bench.send(bench.message(open_, MEMBERS[1]), bench.message(open_, MEMBERS[0], FAILED))
+    await bench.send(*(bench.message(closed, member) for member in MEMBERS))
+    await bench.until("dispatched")
+    await bench.send(bench.message(open_, MEMBERS[0], content="redriven"))
+    await bench.until("member", 6)
+    await bench.done()
+    before = await bench.memory()
+    await bench.kill(worker)
+    await delete_changelog(bench)
+    worker = bench.start(**options)
+    await bench.until("restored", worker=worker)
+    with anyio.move_on_after(SHOWN if faults else 20.0):  # what was closed is sent on again, and noted
+        while await bench.memory() != before:  # noqa: ASYNC110 - another process
+            await anyio.sleep(0.1)
+    after = await bench.memory()
+    if not faults:
+        await bench.send(bench.message(open_, MEMBERS[2]))
+        assert await bench.settled() == []
+    return before, after
+
+
+async def test_a_changelog_that_was_deleted_is_made_anew_from_the_store(aggregators: Benches) -> None:
+    async with aggregators("lost").opened() as bench:
+        before, after = await changelog_lost(bench)
+        assert len(before) == 2
+        assert after == before
+        for name in bench.lists:
+            assert [close.reason for close in await bench.closes(name)] == [CloseReason.COMPLETE]
+
+
+async def test_one_that_trusts_in_its_changelog_alone_shows(aggregators: Benches) -> None:
+    async with aggregators("lost").opened() as bench:
+        before, after = await changelog_lost(bench, "keeps-no-statuses")
+        assert after != before

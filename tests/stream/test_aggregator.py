@@ -1,0 +1,214 @@
+"""What the aggregator keeps, and what becomes of closes that are not its own doing. On real servers: `tests.faults`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from stream import aggregator as aggregator_module
+from stream.aggregator import Aggregator, Solved
+from stream.association import AssociationSettings, Close, MemberRecord
+from stream.broker.embedded import EmbeddedBroker
+from stream.broker.protocol import TopicSpec
+from stream.changelog import Changelog
+from stream.clock import SystemClock
+from stream.failure import RetriableError
+from stream.identity import hash_parts
+from stream.member_list import MemberList, load_close, put_member_list, superseded_by, take_product_name
+from stream.member_statuses import Kept, KeptMember, MemberStatuses
+from stream.message import MemberMessage, MemberStatus, Message, OrderAction, OrderMessage
+from stream.router import Router, run_topics
+from stream.store import ObjectStore
+from stream.store.obstore_store import open_store
+from stream.topology import StageRow, Topology
+from stream.tracing import Resting
+
+RUN = "r"
+BRANCH = frozenset({"image"})
+PAIR = MemberList("pair-1", ("e2", "e1"), "pair")
+EDITED = MemberList("pair-2", ("e2", "e3"), "pair")
+PATIENCE = 20.0
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def member(name: str, content: str = "", association: str = PAIR.association) -> MemberMessage:
+    identity = hash_parts("member", name, content)
+    return MemberMessage(
+        run=RUN, association=association, member=name, status=MemberStatus.OK, branch="image", identity=identity,
+        manifest=f"results/{identity}/1",
+    )  # fmt: skip
+
+
+def kept(message: MemberMessage, offset: int) -> KeptMember:
+    record = MemberRecord(message.member, message.status, message.digest, offset, 10.0 + offset, 500.0)
+    return KeptMember.of(record, message, Resting(None, record.changed_at))
+
+
+class Site:
+    """An aggregator on an embedded broker; a solver that does what a test says."""
+
+    def __init__(self, broker: EmbeddedBroker, store: ObjectStore) -> None:
+        self.broker = broker
+        self.store = store
+        rows = [StageRow("made", BRANCH), StageRow("joint", BRANCH, joint=True), StageRow("last", BRANCH)]
+        self.segments = Topology(rows).segments("granular")
+        self.router = Router(
+            broker=broker, segments=self.segments, run=RUN, status_of=lambda _: MemberStatus.OK, clock=SystemClock()
+        )
+        self.events: list[dict[str, Any]] = []
+        self.abandoned: list[str] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, folder: Path) -> AsyncIterator[Site]:
+        async with EmbeddedBroker(folder / "log") as broker:
+            site = cls(broker, open_store(folder / "store"))
+            await broker.create_topics(run_topics(RUN, site.segments))
+            await put_member_list(site.store, RUN, PAIR)
+            await take_product_name(site.store, RUN, PAIR)
+            yield site
+
+    async def solve(self, close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
+        return Solved("results/solution/1", hash_parts("solution"))
+
+    async def abandon(self, message: Message, reason: str) -> None:
+        self.abandoned.append(message.exposure)
+
+    @asynccontextmanager
+    async def serving(
+        self, solve: Callable[[Close, dict[str, MemberMessage]], Awaitable[Solved | None]] | None = None
+    ) -> AsyncIterator[None]:
+        aggregator = Aggregator(
+            broker=self.broker, store=self.store, router=self.router, solver=solve or self.solve, abandon=self.abandon,
+            settings=AssociationSettings(deadline=None), clock=SystemClock(), observe=self.events.append,
+        )  # fmt: skip
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(aggregator.run)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def until(self, event: str, count: int = 1) -> None:
+        with anyio.fail_after(PATIENCE):
+            while sum(found["event"] == event for found in self.events) < count:  # noqa: ASYNC110 - events of a list
+                await anyio.sleep(0.01)
+
+    async def sent(self) -> dict[tuple[str, int | None], str]:
+        """Identities that were sent on, by exposure and revision."""
+        records = await self.broker.read("r.last", 0, 0, 100)
+        return {(m.exposure, m.revision): m.identity for m in map(Message.from_record, records)}
+
+
+async def test_a_changelog_that_was_lost_is_made_anew_from_the_store_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses = MemberStatuses(open_store(tmp_path / "store"), RUN)
+    first, again = kept(member("e1"), 3), kept(member("e1", "redriven"), 7)
+    other = kept(member("e9", association="elsewhere"), 0)
+    for partition, known in ((0, first), (0, again), (0, kept(member("e2"), 5)), (1, other)):
+        await statuses.keep(known.message.association, partition, known)
+    async with EmbeddedBroker(tmp_path / "log") as broker:
+        await broker.create_topics([TopicSpec("changelog", 1, compacted=True)])
+        changelog = Changelog(broker, "changelog")
+        newer = kept(member("e2", "noted after the loss"), 8)
+        await changelog.note_member(PAIR.association, 0, newer)
+        expected = {PAIR.association: Kept(0, {"e1": again, "e2": newer})}
+        assert await changelog.restore({0}, statuses) == expected
+        assert await changelog.read({0}) == expected
+
+        async def unread(self: MemberStatuses, partitions: set[int]) -> dict[str, Kept]:
+            assert partitions == {1}, "what is whole is not looked for in the store"
+            return {}
+
+        monkeypatch.setattr(MemberStatuses, "newest", unread)
+        assert await changelog.restore({0, 1}, statuses) == expected
+
+
+async def test_a_status_that_a_member_has_once_more_is_the_newest_in_the_store(tmp_path: Path) -> None:
+    statuses = MemberStatuses(open_store(tmp_path), RUN)
+    good, bad, good_again = kept(member("e1"), 1), kept(member("e1", "bad"), 2), kept(member("e1"), 3)
+    for known in (good, bad, good_again):
+        await statuses.keep(PAIR.association, 0, known)
+    assert await statuses.newest({0}) == {PAIR.association: Kept(0, {"e1": good_again})}
+
+
+async def test_members_are_sent_on_as_they_were_at_the_close_though_one_changed_before(tmp_path: Path) -> None:
+    async with Site.opened(tmp_path) as site:
+        solving = anyio.Event()
+
+        async def endless(close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
+            solving.set()
+            await anyio.sleep_forever()
+            return None
+
+        async with site.serving(endless):
+            for name in PAIR.members:
+                await site.router.send_member(member(name))
+            await solving.wait()
+            await site.router.send_member(member("e1", "anew"))
+            await site.until("member", 3)
+        async with site.serving():
+            await site.until("dispatched")
+        assert await site.sent() == {("e1", 1): member("e1").identity, ("e2", 1): member("e2").identity}
+
+
+async def test_a_store_that_does_not_answer_while_a_close_is_solved_fails_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aggregator_module, "_PAUSE_SECONDS", 0.01)
+    tries: list[int] = []
+
+    async def solve(close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
+        tries.append(close.revision)
+        if len(tries) < 3:
+            raise RetriableError("the store does not answer")
+        return Solved("results/solution/1", hash_parts("solution"))
+
+    async with Site.opened(tmp_path) as site, site.serving(solve):
+        for name in PAIR.members:
+            await site.router.send_member(member(name))
+        await site.until("dispatched")
+        assert (tries, site.abandoned) == ([1, 1, 1], [])
+        assert len(await site.sent()) == 2
+
+
+async def test_a_superseded_association_is_not_closed_until_its_list_is_announced_again(tmp_path: Path) -> None:
+    async with Site.opened(tmp_path) as site:
+        await put_member_list(site.store, RUN, EDITED)
+        assert await take_product_name(site.store, RUN, EDITED) == PAIR.association
+        order = OrderMessage(run=RUN, association=PAIR.association, action=OrderAction.CLOSE, revision=1)
+        async with site.serving():
+            for name in PAIR.members:
+                await site.router.send_member(member(name))
+            await site.router.send_member(order)
+            await site.until("order")
+            refused = [event["refusal"] for event in site.events if event["event"] == "order"]
+            assert refused == [f"it is superseded by {EDITED.association}"]
+            assert await load_close(site.store, RUN, PAIR.association, 1) is None
+            assert await take_product_name(site.store, RUN, PAIR) == EDITED.association
+            await site.router.send_member(member("e1"))  # who announces the list tells of its members again
+            await site.until("dispatched")
+        assert len(await site.sent()) == 2
+
+
+async def test_the_list_of_a_product_name_that_was_announced_last_is_the_newest(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    assert await superseded_by(store, RUN, PAIR.association, PAIR.product_name) is None
+    for listed, before in ((PAIR, None), (PAIR, None), (EDITED, "pair-1"), (EDITED, None), (PAIR, "pair-2")):
+        assert await take_product_name(store, RUN, listed) == before
+    assert await superseded_by(store, RUN, EDITED.association, EDITED.product_name) == PAIR.association
+    assert await superseded_by(store, RUN, PAIR.association, PAIR.product_name) is None
+    assert await superseded_by(store, "another-run", EDITED.association, EDITED.product_name) is None
+    plain = MemberList("e1-0", ("e1",))
+    assert await take_product_name(store, RUN, plain) is None
+    assert await superseded_by(store, RUN, plain.association, None) is None
