@@ -68,7 +68,7 @@ class KeptMember:
 
 
 def _packed(message: Any) -> bytes:
-    return zlib.compress(json.dumps(message).encode(), level=1)
+    return zlib.compress(canonical_json(message), level=1)
 
 
 @dataclass(slots=True)
