@@ -56,7 +56,7 @@ def believe_in_ownership() -> None:
     """Go on with associations whatever the group says: a partition that went is kept, and no lease is doubted."""
 
     async def keep(self: Aggregator, partitions: Sequence[Any]) -> None:
-        return
+        self._backlog.clear()  # nothing more comes from there: what was read is all
 
     Aggregator._let_go = keep  # type: ignore[method-assign]
     Aggregator._owns = lambda self, association: association in self._associations  # type: ignore[method-assign]
