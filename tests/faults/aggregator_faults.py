@@ -19,6 +19,7 @@ from stream.member_statuses import MemberStatuses
 from stream.message import Message
 from stream.router import Router
 from stream.store import ObjectStore
+from stream.stored_associations import StoredAssociations
 
 __all__ = ["FAULTS", "PHASES", "die_at_phases"]
 
@@ -75,7 +76,7 @@ def forget_members() -> None:
 def take_closes_for_sent() -> None:
     """Do not look whether the members of a close were all sent on."""
 
-    async def resume(self: Aggregator, association: str) -> None:
+    def resume(self: Aggregator, association: str) -> None:
         return
 
     Aggregator._resume = resume  # type: ignore[method-assign]
@@ -184,10 +185,10 @@ def send_once_more_under_another_id() -> None:
 def close_when_superseded() -> None:
     """Do not look for a newer list."""
 
-    async def look(self: Aggregator, state: Association) -> bool:
+    async def look(self: StoredAssociations, state: Association) -> bool:
         return False
 
-    Aggregator._look_for_newer_list = look  # type: ignore[method-assign]
+    StoredAssociations.look_for_newer_list = look  # type: ignore[method-assign]
 
 
 FAULTS: dict[str, Callable[[], None]] = {
