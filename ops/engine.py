@@ -65,7 +65,7 @@ class Folders:
 
 def status_of(manifest: Manifest) -> MemberStatus:
     """Status of a member for the joint stage, from its last result."""
-    from stages.saturation import SATURATED_BRANCH
+    from stages.step import SATURATED_BRANCH
 
     if manifest.branch == SATURATED_BRANCH:
         return MemberStatus.SATURATED

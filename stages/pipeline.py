@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stages.saturation import SATURATED_BRANCH
-from stages.step import ALL_TYPES, CalibrationStage
+from stages.step import ALL_TYPES, SATURATED_BRANCH, CalibrationStage
 
 __all__ = ["FINALIZE", "JOINT", "TABLE", "TableRow", "make_stage", "stage_names"]
 

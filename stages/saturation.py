@@ -11,7 +11,7 @@ from pydantic import Field
 from stages.dq import GroupDQ, PixelDQ
 from stages.exposure import Exposure, StepStatus, is_fully_saturated
 from stages.rows import buffer, for_row_blocks
-from stages.step import CalibrationStage
+from stages.step import SATURATED_BRANCH, CalibrationStage
 from stream.failure import PermanentError
 from stream.stage import Slot, StageParameters
 
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
     from stages.references import Reference
 
-__all__ = ["SATURATED_BRANCH", "SaturationParameters", "SaturationStage", "flag_saturation"]
-
-SATURATED_BRANCH = "SATURATED"
-"""Branch of an exposure without a single unsaturated element."""
+__all__ = ["SaturationParameters", "SaturationStage", "flag_saturation"]
 
 NEVER = 65536.0
 """Threshold of pixels that are not checked: one more than a count can be."""

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
     from stages.references import Reference
 
-__all__ = ["ALL_TYPES", "IMAGE_TYPES", "CalibrationStage"]
+__all__ = ["ALL_TYPES", "IMAGE_TYPES", "SATURATED_BRANCH", "CalibrationStage"]
 
 ALL_TYPES = frozenset(str(t) for t in ExposureType)
 IMAGE_TYPES = frozenset({str(ExposureType.IMAGE), str(ExposureType.LOLO), str(ExposureType.WFSC)})
+
+SATURATED_BRANCH = "SATURATED"
+"""Branch of an exposure without a single unsaturated element."""
 
 
 class CalibrationStage(ABC):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from stages.dq import PixelDQ
-from stages.saturation import SATURATED_BRANCH, SaturationParameters, SaturationStage, flag_saturation
+from stages.saturation import SaturationParameters, SaturationStage, flag_saturation
+from stages.step import SATURATED_BRANCH
 from stream.failure import PermanentError
 from stream.stage import Slot
 from tests.stages.ramp_frames import FakeReference, ramp_exposure
