@@ -48,10 +48,10 @@ newest:
 	rm -rf $(NEWEST_DIR)
 	$(DEMO_ENV)/bin/python -m ops.demo --out $(NEWEST_DIR) --rows 128
 
-# Every fault at its full length and with the times that it may take (about half an hour), and each preset by one worker;
+# Every fault at its full length and with the times that it may take (about 45 minutes), and each preset;
 # `test` runs a slice of each.
 faults: test-environment
-	RAMPSTREAM_FAULTS=full $(TEST_ENV)/bin/python -m pytest tests/faults tests/e2e/test_presets_distributed.py $(PYTEST_ARGS)
+	RAMPSTREAM_FAULTS=full $(TEST_ENV)/bin/python -m pytest tests/faults tests/e2e/test_presets_distributed.py tests/e2e/test_distributed.py $(PYTEST_ARGS)
 
 bench: test-environment
 	$(TEST_ENV)/bin/python -m bench.pipeline

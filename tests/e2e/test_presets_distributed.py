@@ -49,9 +49,7 @@ def rampstream(environment: dict[str, str], *words: str | Path) -> None:
 WALKED = pytest.mark.skipif(not FULL, reason="the walk-through of docs/distributed.md runs it, by many workers")
 
 
-@pytest.mark.parametrize(
-    "preset", ["fused", pytest.param("balanced", marks=WALKED), pytest.param("granular", marks=WALKED)]
-)
+@pytest.mark.parametrize("preset", ["fused", pytest.param("balanced", marks=WALKED), "granular"])
 def test_every_preset_gives_the_products_of_the_embedded_engine(
     preset: str,
     simulated: Simulated,
