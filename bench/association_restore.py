@@ -191,11 +191,12 @@ async def restore(config: Configuration) -> Restored:
         state = aggregator.state()
         members = sum(len(association.records()) for association in state.values())
         began = time.monotonic()
-        for number in range(config.late):
+        late = min(config.late, config.associations)
+        for number in range(late):
             association, names = _names(number)
             await router.send_member(_message(config.run, association, names[config.come], facts))
-        await _until(lambda: len(events["member"]) >= config.late)
-        rate = config.late / (time.monotonic() - began)
+        await _until(lambda: len(events["member"]) >= late)
+        rate = late / (time.monotonic() - began)
         tasks.cancel_scope.cancel()
     return Restored(seconds, cpu, len(state), members, rate)
 
