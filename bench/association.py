@@ -36,7 +36,7 @@ from bench.association_restore import Configuration as Restore
 from bench.association_restore import prepare
 from bench.association_scene import Mosaic
 from bench.association_solve import Configuration as Solve
-from bench.memory import run_measured
+from bench.memory import Measured, run_measured
 from stream.identity import association_id, hash_parts
 from stream.message import MemberMessage, MemberStatus
 from stream.results import object_key
@@ -125,6 +125,15 @@ def _prepared(mosaic: Mosaic, store: str, work: Path, options: argparse.Namespac
     return config, sources
 
 
+def _run(module: str, config: Solve | Restore, path: Path) -> tuple[Measured, dict[str, Any]]:
+    """Run a part in a process of its own; what that took, and what it printed last."""
+    path.write_text(json.dumps(asdict(config)))
+    done = run_measured([sys.executable, "-m", module, str(path)])
+    if done.returncode:
+        sys.exit(f"bench: {module} failed:\n{done.stderr[-4000:]}")
+    return done, json.loads(done.stdout.splitlines()[-1])
+
+
 def measure_members(mosaic: Mosaic, store: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Solve one association, and print."""
     began = time.monotonic()
@@ -135,11 +144,7 @@ def measure_members(mosaic: Mosaic, store: str, work: Path, options: argparse.Na
         f"{mosaic.noise} pixel, {len(mosaic.reference_stars[0])} reference stars; {options.store} store "
         f"(made in {time.monotonic() - began:.0f} s)"
     )
-    (work / "solve.json").write_text(json.dumps(asdict(config)))
-    done = run_measured([sys.executable, "-m", "bench.association_solve", str(work / "solve.json")])
-    if done.returncode:
-        sys.exit(f"bench: the solution failed:\n{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    done, found = _run("bench.association_solve", config, work / "solve.json")
     document = json.loads(anyio.run(open_store(store).get, found["key"]) or b"")
     found |= {"peak_pss_bytes": done.peak_pss_bytes, "summary": document["summary"], **_errors(mosaic, document)}
     summary = document["summary"]
@@ -182,11 +187,7 @@ def measure_associations(name: str, config: Restore, work: Path) -> dict[str, An
         f"\n{config.associations} open associations, {config.come} members of each have come with a message of {size} "
         f"bytes; {name} (made in {time.monotonic() - began:.0f} s)"
     )
-    (work / "restore.json").write_text(json.dumps(asdict(config)))
-    done = run_measured([sys.executable, "-m", "bench.association_restore", str(work / "restore.json")])
-    if done.returncode:
-        sys.exit(f"bench: the restore failed:\n{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    done, found = _run("bench.association_restore", config, work / "restore.json")
     whole = (found["associations"], found["members"]) == (config.associations, config.associations * config.come)
     _line("restore", f"{found['seconds']:.1f} s", f"{RESTORE_SECONDS:.0f} s",
           met=whole and found["seconds"] <= RESTORE_SECONDS)  # fmt: skip

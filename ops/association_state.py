@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import anyio
-
 from ops.connect import Connection, RunView
 from ops.serve import association_settings
 from stream.association import Association, AssociationSettings
@@ -91,16 +89,14 @@ async def association_views(connection: Connection, view: RunView) -> list[Assoc
     kept = await Changelog(connection.broker, topic).read() if topic in await connection.broker.topics() else {}
     settings = association_settings(view.definition)
     found: dict[str, AssociationView] = {}
-    limiter = anyio.CapacityLimiter(READS_AT_ONCE)
 
     async def read(association: str) -> None:
-        async with limiter:
-            members = await read_member_list(connection.store, run, association)
-            state = await _restored(connection, members, settings, revisions[association], kept)
+        members = await read_member_list(connection.store, run, association)
+        state = await _restored(connection, members, settings, revisions[association], kept)
         newest = 0 if state.last_close is None else state.last_close.revision
         found[association] = AssociationView(members, state, newest > 0 and products.get(association) == newest)
 
-    await together([partial(read, association) for association in revisions])
+    await together([partial(read, association) for association in revisions], most=READS_AT_ONCE)
     return [found[association] for association in sorted(found)]
 
 

@@ -42,10 +42,8 @@ def add_sync(actions: Any) -> None:
             "that the exposures need is there; 1: it is not."
         ),
     )
-    parser.add_argument("context", metavar="crds:[CONTEXT]", help="a context, or crds: for the one in use")
-    add_exposure_arguments(parser)
+    _add_context_arguments(parser)
     parser.add_argument("--server", metavar="URL", help=f"the server (CRDS_SERVER_URL, else {DEFAULT_SERVER})")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(handle=sync_verb)
 
 
@@ -59,11 +57,15 @@ def add_check(actions: Any) -> None:
             "options, are missing or damaged in the local CRDS cache. No network. Exit status 0: nothing; 1: something."
         ),
     )
+    _add_context_arguments(parser)
+    parser.add_argument("--quick", action="store_true", help="compare sizes, and no checksums of references")
+    parser.set_defaults(handle=check_verb)
+
+
+def _add_context_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("context", metavar="crds:[CONTEXT]", help="a context, or crds: for the one in use")
     add_exposure_arguments(parser)
-    parser.add_argument("--quick", action="store_true", help="compare sizes, and no checksums of references")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.set_defaults(handle=check_verb)
 
 
 def add_exposure_arguments(parser: argparse.ArgumentParser) -> None:

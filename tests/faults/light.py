@@ -50,7 +50,7 @@ from stream.topology import Segment
 from stream.tracker import OffsetTracker
 from stream.watchdog import Watchdog, WatchLimits
 from stream.worker import SegmentWorker, WorkFailedError
-from tests.faults.light_topology import BRANCH, STAGES, TIMINGS, segments, status_of
+from tests.faults.light_topology import BRANCH, STAGES, TIMINGS, configured, segments, status_of
 from tests.faults.outside_mutants import NETWORK_AND_STORE
 
 PHASES = ("download", "compute", "put", "after-put", "after-publish")
@@ -408,11 +408,7 @@ async def _tick(watchdog: Watchdog, triggers: Path, clock: SettableClock) -> Non
 
 
 def main() -> int:
-    config = Configuration(**json.loads(Path(sys.argv[1]).read_text()))
-    Path(config.work).mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=Path(config.work) / "log", level=logging.INFO, format="%(asctime)s %(name)s %(message)s"
-    )
+    config: Configuration = configured(Configuration)
     try:
         anyio.run(serve, config)
     except BaseExceptionGroup as group:

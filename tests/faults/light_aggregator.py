@@ -30,7 +30,7 @@ from stream.results import result_key
 from stream.router import Router
 from stream.store.obstore_store import open_store
 from tests.faults.aggregator_faults import FAULTS, die_at_phases
-from tests.faults.light_topology import TIMINGS, segments, status_of
+from tests.faults.light_topology import TIMINGS, configured, segments, status_of
 
 __all__ = ["AggregatorConfiguration", "Memory", "solution_identity"]
 
@@ -167,11 +167,7 @@ def last_words(group: BaseException) -> Iterable[str]:
 
 
 def main() -> int:
-    config = AggregatorConfiguration(**json.loads(Path(sys.argv[1]).read_text()))
-    Path(config.work).mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=Path(config.work) / "log", level=logging.INFO, format="%(asctime)s %(name)s %(message)s"
-    )
+    config: AggregatorConfiguration = configured(AggregatorConfiguration)
     try:
         anyio.run(serve, config)
     except BaseException as error:

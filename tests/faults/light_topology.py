@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
 from stream.broker.kafka_settings import KafkaTimings
 from stream.message import MemberStatus
 from stream.results import Manifest
 from stream.topology import Segments, StageRow, Topology
 
-__all__ = ["BRANCH", "JOINT", "JOINT_BRANCH", "LAST", "SESSION", "STAGES", "TIMINGS", "segments", "status_of"]
+__all__ = [
+    "BRANCH",
+    "JOINT",
+    "JOINT_BRANCH",
+    "LAST",
+    "SESSION",
+    "STAGES",
+    "TIMINGS",
+    "configured",
+    "segments",
+    "status_of",
+]
 
 BRANCH = "x"
 STAGES = ("first", "second")
@@ -27,3 +44,13 @@ def segments() -> Segments:
 
 def status_of(_: Manifest) -> MemberStatus:
     raise AssertionError("nothing goes from a stage to the joint one here")
+
+
+def configured(kind: Any) -> Any:
+    """The configuration that this process is given in a file, once its work folder is there and has its log."""
+    config = kind(**json.loads(Path(sys.argv[1]).read_text()))
+    Path(config.work).mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=Path(config.work) / "log", level=logging.INFO, format="%(asctime)s %(name)s %(message)s"
+    )
+    return config
