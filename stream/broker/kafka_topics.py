@@ -22,6 +22,9 @@ __all__ = ["KafkaTopics"]
 _CREATE_SECONDS = 30.0
 """Until a topic that was created has leaders: a second on a healthy cluster."""
 
+_APPEARS_SECONDS = 2.0
+"""Another broker learns of a new topic a little later than the one that was asked to make it."""
+
 _COMPARED = ("cleanup.policy", "min.insync.replicas", "retention.bytes", "retention.ms")
 
 _MOST_REPLICAS = 3
@@ -53,12 +56,14 @@ class KafkaTopics:
         Raises
         ------
         stream.failure.PermanentError
-            There is no such topic.
+            There is no such topic, after a moment's patience with one that was made just now.
         """
-        found = await self._described([topic])
-        if topic not in found:
-            msg = f"there is no topic {topic}; create it first (rampstream topics apply)"
-            raise PermanentError(msg)
+        deadline = time.monotonic() + _APPEARS_SECONDS
+        while topic not in (found := await self._described([topic])):
+            if time.monotonic() > deadline:
+                msg = f"there is no topic {topic}; create it first (rampstream topics apply)"
+                raise PermanentError(msg)
+            await asyncio.sleep(0.1)
         return len(found[topic])
 
     async def all(self) -> Mapping[str, TopicSpec]:
