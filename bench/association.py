@@ -17,6 +17,7 @@ import gzip
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -218,6 +219,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Run and print."""
+    # Terminated, it stops the servers that it started, as after an interrupt.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = _arguments()
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > BUSY * cores:

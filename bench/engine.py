@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -151,6 +152,8 @@ def _server_pids(kafka: KafkaCluster, s3: S3Server) -> dict[str, int]:
 
 def main() -> int:
     """Run and print."""
+    # Terminated, it stops the servers that it started, as after an interrupt.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = _arguments()
     with tempfile.TemporaryDirectory(prefix="rampstream-bench-") as folder:
         work = Path(folder)
