@@ -1,8 +1,8 @@
 """What Kafka and the object store cost a real exposure, by preset: time beside pure compute, bytes moved. Not parity.
 
-For each preset one worker process serves all segments of a run. A first exposure warms it up (kernels, references);
-of those after it, one at a time, what is told is the median of the seconds from their announcement to the commit of
-the last message, and the sum of what their stages report.
+For each preset one worker process serves all segments of a run. A first exposure warms it up (kernels, references).
+A second one, alone, tells how long an exposure is on its way, and what its stages report of themselves. The others are
+announced together: how long each takes then, with the next one fetched and the last one stored while a job computes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import functools
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -44,7 +43,11 @@ class PresetCosts:
 
     preset: str
     exposures: int
+    """In the stream."""
     wall_seconds: float
+    """Of one that is alone, from its announcement to the commit of its last message."""
+    stream_seconds: float
+    """Of each in a stream of them."""
     compute_seconds: float
     compute_cpu_seconds: float
     written_bytes: float
@@ -58,7 +61,7 @@ class PresetCosts:
 def measure_preset(
     preset: str, data: Path, inputs: list[Path], broker: str, store: str, work: Path, *, rampstream: list[str]
 ) -> PresetCosts:
-    """Send exposures through the preset, one after the other; the first one only warms up.
+    """Send exposures through the preset: one to warm it up, one alone, the others together.
 
     Parameters
     ----------
@@ -67,7 +70,7 @@ def measure_preset(
     data : Path
         A simulation, with references and stars.
     inputs : list of Path
-        At least two L1 files.
+        At least three L1 files.
     broker, store : str
         Running servers.
     work : Path
@@ -83,18 +86,17 @@ def measure_preset(
     call = functools.partial(_call, rampstream, environment)
     call("topics", "apply", "--preset", preset, "--partitions", "1", "--references", str(data / "references"),
          "--gaia", str(data / "gaia.parquet"))  # fmt: skip
-    walls, before, after = [], {}, {}
+    first, alone, *others = map(str, inputs)
     with _worker(rampstream, environment, work) as metrics:
-        for number, path in enumerate(inputs, 1):
-            call("ingest", str(path))
-            wall = anyio.run(_finished, broker, run, number)
-            after = metrics()
-            if number == 1:
-                before = after
-            else:
-                walls.append(wall)
+        call("ingest", first)
+        anyio.run(_finished, broker, run, 0, 1)
+        before = metrics()
+        call("ingest", alone)
+        wall = anyio.run(_finished, broker, run, 1, 1)
+        after = metrics()
+        call("ingest", *others)
+        stream = anyio.run(_finished, broker, run, 2, len(others)) / len(others)
         call("status", "--wait", "60")
-    count = len(walls)
 
     def spent(name: str, label: str = "") -> float:
         return sum(value - before.get(key, 0.0) for key, value in after.items() if key[0] == name and label in key[1])
@@ -102,14 +104,15 @@ def measure_preset(
     moved = {name: spent("rampstream_object_bytes_total", f"operation={name}") for name in ("put", "create")}
     return PresetCosts(
         preset=preset,
-        exposures=count,
-        wall_seconds=statistics.median(walls),
-        compute_seconds=spent("rampstream_stage_seconds_sum") / count,
-        compute_cpu_seconds=spent("rampstream_stage_cpu_seconds_total") / count,
-        written_bytes=sum(moved.values()) / count,
-        read_bytes=(spent("rampstream_object_bytes_total") - sum(moved.values())) / count,
-        result_bytes=spent("rampstream_stored_bytes_total") / count,
-        requests=spent("rampstream_object_operation_seconds_count") / count,
+        exposures=len(others),
+        wall_seconds=wall,
+        stream_seconds=stream,
+        compute_seconds=spent("rampstream_stage_seconds_sum"),
+        compute_cpu_seconds=spent("rampstream_stage_cpu_seconds_total"),
+        written_bytes=sum(moved.values()),
+        read_bytes=spent("rampstream_object_bytes_total") - sum(moved.values()),
+        result_bytes=spent("rampstream_stored_bytes_total"),
+        requests=spent("rampstream_object_operation_seconds_count"),
     )
 
 
@@ -151,17 +154,19 @@ def _metrics(url: str) -> Metrics:
     }
 
 
-async def _finished(broker_url: str, run: str, number: int) -> float:
-    """Wait until so many exposures are finalized and committed; seconds since the announcement of the last one."""
+async def _finished(broker_url: str, run: str, earlier: int, count: int) -> float:
+    """Wait until so many more are finalized and committed; seconds since the first of them was announced."""
     gives_up = time.monotonic() + PATIENCE_SECONDS
     group = topic = f"{run}.{LAST}"
     async with KafkaBroker.from_url(broker_url) as broker:
         while True:
             (extent,) = (await broker.extents(topic)).values()
-            if extent[1] >= number and not await broker.lag(group, topic):
+            if extent[1] >= earlier + count and not await broker.lag(group, topic):
                 ended = time.time()
-                (announced,) = await broker.read(f"{run}.{HEAD}", 0, number - 1, number)
-                return ended - announced.timestamp_ms / 1000
+                announced = await broker.read(f"{run}.{HEAD}", 0, earlier, earlier + 1)
+                return ended - announced[0].timestamp_ms / 1000
             if time.monotonic() > gives_up:
-                sys.exit(f"bench: exposure {number} of run {run} has no products after {PATIENCE_SECONDS:.0f} s")
+                sys.exit(
+                    f"bench: exposure {earlier + count} of run {run} has no products after {PATIENCE_SECONDS:.0f} s"
+                )
             await anyio.sleep(LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""Write standard ASDF files for payloads: uncompressed blocks whose data start on a page, and a block index at the end.
+"""Write standard ASDF files for payloads: blocks whose data start on a page, or packed, and a block index at the end.
 
 A page-aligned block can be memory-mapped into an aligned array; in a file as `asdf` writes it the data start anywhere,
 and arithmetic on them is up to five times slower. The block header may be longer than its 48 bytes (ASDF standard,
@@ -9,8 +9,9 @@ are optional, and cost as much as the write): the store's manifest has a digest.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import yaml
@@ -32,6 +33,9 @@ _CACHE_LINE = 64
 _ALIGN_TO_PAGE = 1 << 16
 """Blocks at least this large start on a page (at most one page in sixteen is padding), smaller ones on a cache line."""
 
+_PIECE = 1 << 22
+"""Bytes that are packed at once, as `asdf` has it."""
+
 _HEADER = struct.Struct(">4sHI4sQQQ16s")
 _MINIMUM_HEADER = 48
 _PREAMBLE = b"#ASDF 1.0.0\n#ASDF_STANDARD 1.6.0\n"
@@ -43,7 +47,7 @@ _SOFTWARE = {
 }
 
 
-def write_array_file(path: Path, array: NDArray[Any]) -> None:
+def write_array_file(path: Path, array: NDArray[Any], *, pack: int = 0) -> None:
     """Write one array as an ASDF file of its own, its data on a page.
 
     Parameters
@@ -52,12 +56,14 @@ def write_array_file(path: Path, array: NDArray[Any]) -> None:
         The file; overwritten.
     array : ndarray
         Any numeric dtype; written in C order and in its own byte order.
+    pack : int
+        Pack it with lz4 on so many threads: for flags, which become a tenth. 0 leaves it as it is, to be mapped.
     """
-    write_asdf(path, {ARRAY_KEY: array})
+    write_asdf(path, {ARRAY_KEY: array}, pack=pack)
 
 
-def map_array_file(path: Path, *, writable: bool = True) -> Mapped:
-    """Map the array of a single-array file; with ``writable`` copy-on-write, else read-only.
+def map_array_file(path: Path, *, writable: bool = True, threads: int = 1) -> Mapped:
+    """Map the array of a single-array file, copy-on-write with ``writable``, else read-only; unpack one that is packed.
 
     Raises
     ------
@@ -70,10 +76,10 @@ def map_array_file(path: Path, *, writable: bool = True) -> Mapped:
     node = plain(container.tree.get(ARRAY_KEY))
     if not isinstance(node, ArrayNode):
         raise PermanentError(f"{path}: no array under the key {ARRAY_KEY!r}: not a payload array")
-    return container.map_array(node, writable=writable)
+    return container.map_array(node, writable=writable, threads=threads)
 
 
-def write_asdf(path: Path, tree: Mapping[str, Any]) -> None:
+def write_asdf(path: Path, tree: Mapping[str, Any], *, pack: int = 0) -> None:
     """Write a tree of plain values, ``Time`` and arrays.
 
     Parameters
@@ -83,6 +89,8 @@ def write_asdf(path: Path, tree: Mapping[str, Any]) -> None:
     tree : mapping
         Dicts with str keys, lists, tuples (written as lists), str, numbers, bool, None, astropy ``Time``, numpy scalars
         (written as Python numbers), numeric arrays (each in a block) and `Tagged` mappings.
+    pack : int
+        Threads that pack the arrays with lz4; 0: they are not packed.
 
     Raises
     ------
@@ -96,19 +104,45 @@ def write_asdf(path: Path, tree: Mapping[str, Any]) -> None:
         file.write(text)
         positions = []
         for array in arrays:
-            position = file.tell()
-            positions.append(position)
-            alignment = _PAGE if array.nbytes >= _ALIGN_TO_PAGE else _CACHE_LINE
-            least = position + 6 + _MINIMUM_HEADER
-            start = least + -least % alignment
-            stretched = start - position - 6
-            size = array.nbytes
-            file.write(_HEADER.pack(BLOCK_MAGIC, stretched, 0, b"\0\0\0\0", size, size, size, bytes(16)))
-            file.write(bytes(stretched - _MINIMUM_HEADER))
-            if size:
-                file.write(array.reshape(-1).view(np.uint8).data)
+            positions.append(file.tell())
+            (_write_packed if pack and array.nbytes else _write_mapped)(file, array, pack)
         if positions:
             file.write(b"#ASDF BLOCK INDEX\n%YAML 1.1\n---\n" + repr(positions).encode() + b"\n...\n")
+
+
+def _write_mapped(file: BinaryIO, array: NDArray[Any], _: int) -> None:
+    alignment = _PAGE if array.nbytes >= _ALIGN_TO_PAGE else _CACHE_LINE
+    position = file.tell()
+    least = position + 6 + _MINIMUM_HEADER
+    start = least + -least % alignment
+    stretched = start - position - 6
+    size = array.nbytes
+    file.write(_HEADER.pack(BLOCK_MAGIC, stretched, 0, b"\0\0\0\0", size, size, size, bytes(16)))
+    file.write(bytes(stretched - _MINIMUM_HEADER))
+    if size:
+        file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def _write_packed(file: BinaryIO, array: NDArray[Any], threads: int) -> None:
+    """Write pieces, each a length (4 bytes, big endian) and data that begin with their unpacked size."""
+    position = file.tell()
+    file.write(bytes(6 + _MINIMUM_HEADER))
+    used = 0
+    for piece in _packed(array.reshape(-1).view(np.uint8).data, threads):
+        file.write(struct.pack(">I", len(piece)))
+        file.write(piece)
+        used += 4 + len(piece)
+    end = file.tell()
+    file.seek(position)
+    file.write(_HEADER.pack(BLOCK_MAGIC, _MINIMUM_HEADER, 0, b"lz4\0", used, used, array.nbytes, bytes(16)))
+    file.seek(end)
+
+
+def _packed(data: memoryview, threads: int) -> Iterator[bytes]:
+    import lz4.block
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(lz4.block.compress, (data[first : first + _PIECE] for first in range(0, len(data), _PIECE)))
 
 
 class Tagged:

@@ -41,7 +41,7 @@ class ExposurePayload:
     Parameters
     ----------
     threads : int
-        Threads for unpacking compressed input.
+        Threads for packing, and for unpacking what is packed.
     """
 
     def __init__(self, *, threads: int = 1) -> None:
@@ -52,7 +52,7 @@ class ExposurePayload:
         return open_l1(path, exposure_id=facts.get("id"), threads=self._threads)
 
     def load(self, tree: Path, arrays: Mapping[str, Path]) -> Exposure:
-        """Open a payload; large arrays are mapped copy-on-write.
+        """Open a payload; large arrays are mapped copy-on-write, or unpacked.
 
         Raises
         ------
@@ -68,7 +68,9 @@ class ExposurePayload:
         if missing:
             raise PermanentError(f"{tree}: the payload's arrays {', '.join(missing)} are missing")
         loaded = {
-            name: map_array_file(arrays[name]).array if name in document["large"] else document["small"][name]
+            name: map_array_file(arrays[name], threads=self._threads).array
+            if name in document["large"]
+            else document["small"][name]
             for name in document["order"]
         }
         tie_points = document["tie_points"]
@@ -110,8 +112,9 @@ class ExposurePayload:
         return tuple(name for name, array in item.arrays.items() if array.nbytes >= LARGE)
 
     def save_array(self, item: Exposure, name: str, path: Path) -> None:
-        """Write one array as a page-aligned ASDF file."""
-        write_array_file(path, item.arrays[name])
+        """Write one array as an ASDF file: flags and other integers packed, the rest as it is, on a page."""
+        array = item.arrays[name]
+        write_array_file(path, array, pack=self._threads if array.dtype.kind in "biu" else 0)
 
     def array_token(self, item: Exposure, name: str) -> Any:
         """How often the array was declared changed."""

@@ -15,7 +15,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 from stream.failure import FatalError
 from stream.store.failures import first_line
 
-__all__ = ["StoreLimits", "open_remote", "s3_endpoint"]
+__all__ = ["StoreLimits", "bodies_may_be_unsigned", "open_remote", "s3_endpoint"]
 
 _MIB = 1024 * 1024
 
@@ -107,9 +107,25 @@ def s3_endpoint(bucket: str, environment: Mapping[str, str]) -> str | None:
     return urlunsplit(parts._replace(netloc=host))
 
 
+def bodies_may_be_unsigned(endpoint: str | None, environment: Mapping[str, str]) -> bool:
+    """Whether uploads do without a digest of the body in their signature, which costs both sides a pass over it.
+
+    TLS guards bodies on the way, and nobody is on the way within a machine; anywhere else they are signed.
+    ``AWS_UNSIGNED_PAYLOAD`` in the environment decides by itself.
+    """
+    if "AWS_UNSIGNED_PAYLOAD" in environment:
+        return False
+    parts = urlsplit(endpoint or "https:")
+    return (
+        parts.scheme == "https" or (parts.hostname or "").startswith("127.") or parts.hostname in {"localhost", "::1"}
+    )
+
+
 def _s3(bucket: str, prefix: str, limits: StoreLimits) -> Any:
     endpoint = s3_endpoint(bucket, os.environ)
     config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    if bodies_may_be_unsigned(endpoint, os.environ):
+        config["unsigned_payload"] = True
     return _make(S3Store, bucket, prefix, limits, endpoint, config)
 
 

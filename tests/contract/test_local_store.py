@@ -13,7 +13,7 @@ import pytest
 
 from stream.failure import FatalError, RetriableError
 from stream.store import ObjectStore
-from stream.store.locations import StoreLimits, s3_endpoint
+from stream.store.locations import StoreLimits, bodies_may_be_unsigned, s3_endpoint
 from stream.store.obstore_store import LocalObjectStore, failure_from, open_store
 from tests.contract.store_suite import StoreContract, keys
 
@@ -176,3 +176,15 @@ def test_the_limits_leave_time_for_an_object_of_1_gb_on_a_shared_link() -> None:
     assert limits.transfer > 1e9 / (10e6 / 8), "1 GB at an eighth of 10 MB/s"
     assert limits.parts_together * limits.part / limits.stall < 10e6 / 8, "what an upload needs not to seem stalled"
     assert limits.retry + limits.wait + limits.stall < 300, "what a signature holds"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "unsigned"),
+    [
+        (None, True), ("https://s3.example.org", True), ("http://127.0.0.1:7070", True), ("http://localhost:1", True),
+        ("http://[::1]:7070", True), ("http://s3.example.org", False), ("http://10.0.0.7:7070", False),
+    ],
+)  # fmt: skip
+def test_bodies_are_signed_where_nothing_else_guards_them(endpoint: str | None, unsigned: bool) -> None:
+    assert bodies_may_be_unsigned(endpoint, {}) is unsigned
+    assert not bodies_may_be_unsigned(endpoint, {"AWS_UNSIGNED_PAYLOAD": "false"})

@@ -22,10 +22,11 @@ DTYPES = ("u1", "u2", "u4", "i2", "i4", "i8", "f2", "f4", "f8", "c16", "?", ">f4
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(3, 100, 400), (7,), (0, 3), ()])
-def test_an_array_comes_back_bit_by_bit(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("pack", [0, 2])
+def test_an_array_comes_back_bit_by_bit(tmp_path: Path, dtype: str, shape: tuple[int, ...], pack: int) -> None:
     array = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
-    write_array_file(tmp_path / "a.asdf", array)
-    mapped = map_array_file(tmp_path / "a.asdf").array
+    write_array_file(tmp_path / "a.asdf", array, pack=pack)
+    mapped = map_array_file(tmp_path / "a.asdf", threads=2).array
     assert mapped.dtype == array.dtype
     assert mapped.shape == shape
     assert mapped.tobytes() == array.tobytes()
@@ -42,6 +43,21 @@ def test_the_file_is_standard_asdf(tmp_path: Path) -> None:
         assert file["more"]["t"] == Time("2027-01-01")
     raw = (tmp_path / "a.asdf").read_bytes()
     assert b"#ASDF BLOCK INDEX" in raw, "without an index, opening scans the file backwards"
+
+
+def test_packed_flags_are_standard_asdf_and_a_fraction_of_their_size(tmp_path: Path) -> None:
+    flags = np.zeros((10, 1000, 1001), "u1")
+    flags[:, ::97, ::13] = 4
+    write_array_file(tmp_path / "packed.asdf", flags, pack=2)
+    write_array_file(tmp_path / "by_one.asdf", flags, pack=1)
+    assert (tmp_path / "packed.asdf").stat().st_size < flags.nbytes / 5
+    assert (tmp_path / "packed.asdf").read_bytes() == (tmp_path / "by_one.asdf").read_bytes()
+    with asdf.open(tmp_path / "packed.asdf", memmap=False) as file:
+        np.testing.assert_array_equal(file["array"], flags)
+    mapped = map_array_file(tmp_path / "packed.asdf").array
+    mapped += 1
+    with pytest.raises(ValueError, match="read-only"):
+        map_array_file(tmp_path / "packed.asdf", writable=False).array[0, 0] = 1
 
 
 def test_large_arrays_start_on_a_page(tmp_path: Path) -> None:
