@@ -33,13 +33,14 @@ lint: test-environment
 types: test-environment
 	$(TEST_ENV)/bin/mypy
 
-# In the order of folders, for then the longest are not last.
+# In the order of folders, for then the longest are not last. Three for two cores: many tests of faults mostly wait.
+TEST_PROCESSES ?= 3
 unit: test-environment
-	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
+	$(TEST_ENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Lines that no test of this process reaches; what workers and job processes run does not count.
 coverage: test-environment
-	$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(TEST_ENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 # The product alone, with the newest generation of the field's libraries (the tests need the oracle's).
 NEWEST_DIR := .cache/newest
