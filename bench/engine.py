@@ -70,10 +70,10 @@ def show_throughput(found: Throughput) -> None:
 
 def show_presets(found: list[PresetCosts], rows: int) -> None:
     """Print the second and third parts."""
-    pure = next(costs for costs in found if costs.preset == "fused").compute_seconds
-    print(f"\nexposures of {rows} rows, one worker with one slot; pure compute is the fused preset's: {pure:.2f} s")
-    print("seconds of one alone and of each in a stream of them, and how much the latter is beyond pure compute")
-    heads = ("compute s", "alone s", "stream s", "overhead", "written MB", "results MB", "read MB", "requests")
+    pure = next(costs for costs in found if costs.preset == "fused").job_seconds
+    print(f"\nexposures of {rows} rows, one worker with one slot; pure compute is the jobs' of fused: {pure:.2f} s")
+    print("overhead: how much each of a stream of exposures takes beyond that")
+    heads = ("stages s", "jobs s", "alone s", "stream s", "overhead", "written MB", "results MB", "read MB", "requests")
     print(f"{'preset':<12}" + "".join(f"{name:>12}" for name in heads) + "  goal")
     for costs in found:
         overhead = costs.stream_seconds / pure - 1
@@ -81,8 +81,8 @@ def show_presets(found: list[PresetCosts], rows: int) -> None:
         verdict = "-" if goal is None else f"{goal:.0%} {_verdict(met=overhead <= goal)}"
         megabytes = [costs.written_bytes / 1e6, costs.result_bytes / 1e6, costs.read_bytes / 1e6]
         print(
-            f"{costs.preset:<12}{costs.compute_seconds:12.2f}{costs.wall_seconds:12.2f}{costs.stream_seconds:12.2f}"
-            f"{overhead:12.1%}" + "".join(f"{value:12.1f}" for value in megabytes)
+            f"{costs.preset:<12}{costs.compute_seconds:12.2f}{costs.job_seconds:12.2f}{costs.wall_seconds:12.2f}"
+            f"{costs.stream_seconds:12.2f}{overhead:12.1%}" + "".join(f"{value:12.1f}" for value in megabytes)
             + f"{costs.requests:12.0f}  {verdict}"
         )  # fmt: skip
 
@@ -97,7 +97,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help=f"rows of the frames (default: {FULL_ROWS})")
     parser.add_argument("--detector", default="WFI01")
     parser.add_argument(
-        "--exposures", type=int, default=5, help="one warms up, one goes alone, the rest as a stream (default: 5)"
+        "--exposures",
+        type=int,
+        default=5,
+        help="one warms up, one goes alone, the rest in a stream (default: 5)",
     )
     parser.add_argument("--messages", type=int, help="through the empty stage (default: 4000)")
     parser.add_argument("--slots", type=int, default=8, help="of the empty stage's worker (default: 8)")
@@ -108,7 +111,7 @@ def _arguments() -> argparse.Namespace:
     options.rows = options.rows or (QUICK_ROWS if options.quick else FULL_ROWS)
     options.messages = options.messages or (1000 if options.quick else 4000)
     if options.exposures < 3:
-        parser.error("--exposures: at least 3: one warms up, one goes alone, the rest as a stream")
+        parser.error("--exposures: at least 3: one warms up, one goes alone, the rest in a stream")
     if options.data is None:
         folder = Path("bench/.data")
         options.data = folder if options.rows == FULL_ROWS else folder / f"rows-{options.rows}"

@@ -1,8 +1,8 @@
 """What Kafka and the object store cost a real exposure, by preset: time beside pure compute, bytes moved. Not parity.
 
 For each preset one worker process serves all segments of a run. A first exposure warms it up (kernels, references).
-A second one, alone, tells how long an exposure is on its way, and what its stages report of themselves. The others are
-announced together: how long each takes then, with the next one fetched and the last one stored while a job computes.
+One that is alone tells how long an exposure is on its way, and what its jobs and stages report of themselves. A stream
+of others tells how long each takes when the next one is fetched and the last one stored while a job computes.
 """
 
 from __future__ import annotations
@@ -11,20 +11,26 @@ import contextlib
 import functools
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.broker.kafka import KafkaBroker
+from stream.topology import product_event_topic_name
 
 __all__ = ["PRESETS", "PresetCosts", "measure_preset"]
+
+COMPUTING = ("execute", "solve", "finalize")
+"""Jobs that are there without Kafka and store too."""
 
 PRESETS = ("fused", "balanced", "granular")
 HEAD, LAST = "dq_init", "finalize"
@@ -33,6 +39,7 @@ LOOK_SECONDS = 0.2
 
 PATIENCE_SECONDS = 1800.0
 
+Found = TypeVar("Found")
 Metrics = dict[tuple[str, str], float]
 """Value by name of the sample and its labels."""
 
@@ -48,7 +55,10 @@ class PresetCosts:
     """Of one that is alone, from its announcement to the commit of its last message."""
     stream_seconds: float
     """Of each in a stream of them."""
+    job_seconds: float
+    """Of one that is alone, in job processes: input opened, all stages, payload and products written to local files."""
     compute_seconds: float
+    """Of its stages alone."""
     compute_cpu_seconds: float
     written_bytes: float
     read_bytes: float
@@ -87,15 +97,19 @@ def measure_preset(
     call("topics", "apply", "--preset", preset, "--partitions", "1", "--references", str(data / "references"),
          "--gaia", str(data / "gaia.parquet"))  # fmt: skip
     first, alone, *others = map(str, inputs)
-    with _worker(rampstream, environment, work) as metrics:
+    with _worker(rampstream, environment, work) as (worker, metrics):
         call("ingest", first)
-        anyio.run(_finished, broker, run, 0, 1)
+        anyio.run(_finished, broker, run, 1)
         before = metrics()
         call("ingest", alone)
-        wall = anyio.run(_finished, broker, run, 1, 1)
+        wall = anyio.run(_finished, broker, run, 2)
         after = metrics()
+        # Uploading the stream would take the worker's cores: it waits meanwhile, for less than its session.
+        worker.send_signal(signal.SIGSTOP)
         call("ingest", *others)
-        stream = anyio.run(_finished, broker, run, 2, len(others)) / len(others)
+        began = time.time()
+        worker.send_signal(signal.SIGCONT)
+        stream = (anyio.run(_shown, broker, run, len(inputs)) - began) / len(others)
         call("status", "--wait", "60")
 
     def spent(name: str, label: str = "") -> float:
@@ -107,6 +121,7 @@ def measure_preset(
         exposures=len(others),
         wall_seconds=wall,
         stream_seconds=stream,
+        job_seconds=sum(spent("rampstream_job_seconds_sum", f"entry={entry}") for entry in COMPUTING),
         compute_seconds=spent("rampstream_stage_seconds_sum"),
         compute_cpu_seconds=spent("rampstream_stage_cpu_seconds_total"),
         written_bytes=sum(moved.values()),
@@ -123,8 +138,10 @@ def _call(rampstream: list[str], environment: dict[str, str], *words: str) -> No
 
 
 @contextlib.contextmanager
-def _worker(rampstream: list[str], environment: dict[str, str], work: Path) -> Iterator[Callable[[], Metrics]]:
-    """A worker of all segments; gives a function that reads its metrics."""
+def _worker(
+    rampstream: list[str], environment: dict[str, str], work: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], Metrics]]]:
+    """A worker of all segments, and a function that reads its metrics."""
     work.mkdir(parents=True, exist_ok=True)
     command = [*rampstream, "worker", "--slots", "1", "--work", str(work), "--health", "127.0.0.1:0"]
     with (work / "output").open("wb") as output:
@@ -134,7 +151,7 @@ def _worker(rampstream: list[str], environment: dict[str, str], work: Path) -> I
             if worker.poll() is not None:
                 sys.exit(f"bench: the worker ended:\n{(work / 'output').read_text()[-4000:]}")
             time.sleep(LOOK_SECONDS)
-        yield functools.partial(_metrics, f"{told[1]}/metrics")
+        yield worker, functools.partial(_metrics, f"{told[1]}/metrics")
     finally:
         worker.terminate()
         try:
@@ -154,19 +171,39 @@ def _metrics(url: str) -> Metrics:
     }
 
 
-async def _finished(broker_url: str, run: str, earlier: int, count: int) -> float:
-    """Wait until so many more are finalized and committed; seconds since the first of them was announced."""
-    gives_up = time.monotonic() + PATIENCE_SECONDS
+async def _shown(broker_url: str, run: str, count: int) -> float:
+    """Wait for the products of so many; when the last of them became visible, in seconds."""
+    topic = product_event_topic_name(run)
+
+    async def seen(broker: KafkaBroker) -> float | None:
+        (extent,) = (await broker.extents(topic)).values()
+        if extent[1] < count:
+            return None
+        return max(record.timestamp_ms / 1000 for record in await broker.read(topic, 0, 0, count))
+
+    return await _waited_for(broker_url, seen, f"{count} exposures of run {run}")
+
+
+async def _finished(broker_url: str, run: str, count: int) -> float:
+    """Wait until so many are finalized and committed; seconds since the last of them was announced."""
     group = topic = f"{run}.{LAST}"
+
+    async def committed(broker: KafkaBroker) -> float | None:
+        (extent,) = (await broker.extents(topic)).values()
+        if extent[1] < count or await broker.lag(group, topic):
+            return None
+        ended = time.time()
+        (announced,) = await broker.read(f"{run}.{HEAD}", 0, count - 1, count)
+        return ended - announced.timestamp_ms / 1000
+
+    return await _waited_for(broker_url, committed, f"exposure {count} of run {run}")
+
+
+async def _waited_for(broker_url: str, look: Callable[[KafkaBroker], Awaitable[Found | None]], what: str) -> Found:
+    gives_up = time.monotonic() + PATIENCE_SECONDS
     async with KafkaBroker.from_url(broker_url) as broker:
-        while True:
-            (extent,) = (await broker.extents(topic)).values()
-            if extent[1] >= earlier + count and not await broker.lag(group, topic):
-                ended = time.time()
-                announced = await broker.read(f"{run}.{HEAD}", 0, earlier, earlier + 1)
-                return ended - announced[0].timestamp_ms / 1000
+        while (found := await look(broker)) is None:
             if time.monotonic() > gives_up:
-                sys.exit(
-                    f"bench: exposure {earlier + count} of run {run} has no products after {PATIENCE_SECONDS:.0f} s"
-                )
+                sys.exit(f"bench: no products of {what} after {PATIENCE_SECONDS:.0f} s")
             await anyio.sleep(LOOK_SECONDS)
+    return found

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from stream.run_records import RunRecords
 from stream.segment import SegmentPlan
 from stream.store import ObjectStore
 from stream.store.cache import ObjectCache
+from stream.together import together
 from stream.topology import Segment
 
 __all__ = ["PipelineWork", "ingest_key"]
@@ -345,12 +347,14 @@ class PipelineWork:
                     bigger_slot=bigger_slot,
                     references=references,
                 )
-            objects = []
-            for name in made["files"]:
-                described = made["stored"][name]
-                key = object_key(message.exposure, FINALIZE, attempt, name)
-                await self._store.put(key, folder / name)
-                objects.append(StoredObject(name, key, described["digest"], described["size"], ObjectKind.PRODUCT))
+            objects = [
+                StoredObject(
+                    name, object_key(message.exposure, FINALIZE, attempt, name), **made["stored"][name],
+                    kind=ObjectKind.PRODUCT,
+                )
+                for name in made["files"]
+            ]  # fmt: skip
+            await together([partial(self._store.put, stored.key, folder / stored.name) for stored in objects])
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return await self._results.publish(
