@@ -148,6 +148,26 @@ class Association:
         """Whether a member came or changed after the newest close (or there is none)."""
         return bool(self._close is None or self._changes())
 
+    @property
+    def since(self) -> float | None:
+        """Unix time at which the first member came; None while none has.
+
+        A member's record has its newest change, so the deadline tells more where there is one.
+        """
+        if self._deadline_at is not None and self.settings.deadline is not None:
+            return self._deadline_at - self.settings.deadline
+        return min((record.changed_at for record in self._members.values()), default=None)
+
+    @property
+    def settled_at(self) -> float | None:
+        """Unix time at which the last change came that the newest close has; None when that does not have all.
+
+        From then on nothing is known of the association that close and store do not say.
+        """
+        if self._close is None or self._changes():
+            return None
+        return max((record.changed_at for record in self._members.values()), default=0.0)
+
     def changed_members(self) -> tuple[str, ...]:
         """Members that came or changed after the newest close, in canonical order; all that came if there is none."""
         return tuple(record.member for record in self._changes())
