@@ -13,17 +13,17 @@ import anyio
 from rich.console import Console
 from rich.table import Table
 
+from ops.association_state import association_views
 from ops.connect import Connection, add_engine_arguments, connected, engine_settings, view_run
 from ops.dead_letters import dead_letters
 from ops.product_sets import ProductSets
 from ops.topics import group_topics
 from stream.clock import SystemClock
-from stream.member_list import load_close, read_member_list, superseded_by
 from stream.stopped_segments import StoppedSegments
 
 POLL_SECONDS = 1.0
 
-__all__ = ["add_arguments", "association_ids", "report"]
+__all__ = ["add_arguments", "report"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,9 @@ async def report(connection: Connection) -> dict[str, Any]:
     for row in segments:
         row["stopped"] = stopped.get(str(row["segment"]), {}).get("reason")
     buried = [letter for letter in await dead_letters(connection) if not letter["redriven"]]
-    associations = [await _association(connection, association) for association in await association_ids(connection)]
+    associations = await association_views(connection, view, statuses=False)
+    sets = ProductSets(store=connection.store, results=connection.results, run=run, visible=_unseen)
+    shown = [await sets.current(known.id) for known in associations if known.complete]
     return {
         "run": run,
         "preset": view.layout["preset"],
@@ -92,42 +94,13 @@ async def report(connection: Connection) -> dict[str, Any]:
         },
         "associations": {
             "count": len(associations),
-            "open": sum(not known["revision"] and not known["superseded"] for known in associations),
-            "complete": sum(bool(known["complete"]) for known in associations),
+            "open": sum(known.is_open for known in associations),
+            "complete": sum(known.complete for known in associations),
         },
         "exposures": {
-            "expected": len({member for known in associations for member in known["members"]}),
-            "with_products": len({member for known in associations for member in known["products"]}),
+            "expected": len({member for known in associations for member in known.members.members}),
+            "with_products": len({member for products in shown if products is not None for member in products.members}),
         },
-    }
-
-
-async def association_ids(connection: Connection) -> list[str]:
-    """All associations that were announced to the run."""
-    prefix = f"runs/{connection.settings.run}/associations/"
-    found = []
-    async for info in connection.store.list(prefix):
-        association, _, last = info.key.removeprefix(prefix).rpartition("/")
-        if last == "members":
-            found.append(association)
-    return found
-
-
-async def _association(connection: Connection, association: str) -> dict[str, Any]:
-    run = connection.settings.run
-    members = await read_member_list(connection.store, run, association)
-    revision = 0
-    while await load_close(connection.store, run, association, revision + 1) is not None:
-        revision += 1
-    sets = ProductSets(store=connection.store, results=connection.results, run=run, visible=_unseen)
-    complete = await sets.current(association)
-    return {
-        "association": association,
-        "members": list(members.members),
-        "revision": revision,
-        "superseded": await superseded_by(connection.store, run, association, members.product_name) is not None,
-        "complete": complete is not None,
-        "products": sorted(complete.members) if complete else [],
     }
 
 

@@ -140,11 +140,12 @@ class MemberStatuses:
         return found
 
     async def recall(self, close: Close, known: Kept) -> None:
-        """Learn what members were at a close of whom nothing is known, or something else.
+        """Learn what members were at a close of whom nothing is known, or something else; of all, if it was forgotten.
 
-        Of two statuses of a member that of the higher offset holds, as anywhere.
+        Of a forgotten association nothing is left but what owners that froze wrote late. Of two statuses of a member
+        that of the higher offset holds, as anywhere.
         """
-        for member in (await self._at_close(close, known.members)).values():
+        for member in (await self._at_close(close, known.members if known.dispatched else {})).values():
             known.learn(member)
 
     async def _at_close(self, close: Close, known: Mapping[str, KeptMember]) -> dict[str, KeptMember]:

@@ -19,10 +19,13 @@ import numpy as np
 from tests.oracle.crds_cache import make_cache
 from tests.oracle.pipeline import step_parameters
 
-__all__ = ["GRID", "run_association"]
+__all__ = ["grid", "run_association"]
 
-GRID = np.linspace(0.0, 4087.0, 17)
-"""Where on a detector the WCS is looked at, on each axis."""
+
+def grid(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of an image, x and y, at which its WCS is looked at."""
+    x, y = np.meshgrid(np.linspace(0, shape[1] - 1, 17), np.linspace(0, shape[0] - 1, 17))
+    return x, y
 
 
 def run_association(association: Path, *, gaia: Path, out: Path, steps: dict[str, dict[str, Any]]) -> None:
@@ -55,7 +58,7 @@ def member_outcome(image: Any, catalog: Any) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"told": json.dumps(told), "data": np.asarray(image.data), "dq": np.asarray(image.dq)}
     if meta.get("wcs") is not None:
-        found["ra"], found["dec"] = meta.wcs(*np.meshgrid(GRID, GRID))
+        found["ra"], found["dec"] = meta.wcs(*grid(image.data.shape))
     if catalog is not None:
         found |= {f"column {name}": np.asarray(catalog[name]) for name in catalog.colnames}
     return found
