@@ -79,8 +79,10 @@ class AssociationView:
     def _came(self) -> dict[str, tuple[str, float | None]]:
         """Status of each member that came, and since when; that is not known of an association that was forgotten."""
         last = self.state.last_close
-        closed = {m.member: (m.status, None) for m in last.members if m.digest is not None} if last else {}
-        return closed | {record.member: (record.status.value, record.changed_at) for record in self.state.records()}
+        came: dict[str, tuple[str, float | None]] = {}
+        if last is not None:
+            came |= {member.member: (member.status, None) for member in last.members if member.digest is not None}
+        return came | {record.member: (record.status.value, record.changed_at) for record in self.state.records()}
 
 
 async def association_views(connection: Connection, view: RunView, *, statuses: bool = True) -> list[AssociationView]:

@@ -1,8 +1,7 @@
 """Gathers the members of associations from the stream, closes each, has it solved, and sends its members on.
 
-A thin driver: `stream.association` decides when an association closes. State is references only
-(`stream.known_associations`); a close is an object that is created once; and everything after a close is repeated from
-it if it was not finished.
+A thin driver: `stream.association` decides when an association closes; `stream.known_associations` has what is known. A
+close is an object that is created once; everything after it is repeated from it if it was not finished.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from stream.dead_letters import bury
 from stream.dispatch import Abandon, Dispatcher, Solved, Solver
 from stream.failure import FailureClass, PermanentError, PoisonError, RetriableError
 from stream.inbox import REVOKE_SECONDS, Inbox
-from stream.known_associations import KnownAssociations
+from stream.known_associations import FORGET_SECONDS, KnownAssociations
 from stream.lease import Lease, OrphanedError
 from stream.member_list import put_close
 from stream.member_statuses import KeptMember
@@ -41,12 +40,6 @@ IDLE_SECONDS = 3600.0
 
 BACKLOG_SECONDS = 0.5
 """How often the timer looks whether the backlog is read, while it is not, and whether associations are ours."""
-
-FORGET_SECONDS = 86_400.0
-"""How long a closed association stays in memory and changelog after its last change and its ``revision_delay``.
-
-It stays for who comes late, whose coming then needs no look at the store: a day, for the redrives of the morning after.
-18 members take some 20 kB, so that a day of 2000 exposures takes 40 MB; for good, each start would restore them all."""
 
 _PAUSE_SECONDS = 5.0
 """Between tries to send members on while broker or store do not answer."""
@@ -366,10 +359,10 @@ class Aggregator:
             await self._check(state)
             at = self._forgotten_at(state)
             if at is not None and at <= self._clock.now():
-                await self._forget(state)
+                self._forget_soon(state)
                 return
         except RetriableError as error:
-            LOG.warning("association %s cannot be closed or forgotten now: %s", association, error)
+            LOG.warning("association %s cannot be closed now: %s", association, error)
             self._changed[association] = None
             await self._clock.sleep(_PAUSE_SECONDS)
             return
@@ -385,11 +378,19 @@ class Aggregator:
             return None
         return max(settled, self.known.touched.get(state.id, 0.0)) + self._forget_after
 
-    async def _forget(self, state: Association) -> None:
+    def _forget_soon(self, state: Association) -> None:
         self._dispatcher.forget(state.id)
-        await self.known.forget(state.id)
+        members = self.known.drop(state.id)
         LOG.info("association %s is forgotten: nothing came since its close", state.id)
-        self._observe({"event": "forgotten", "association": state.id})
+        if self._tasks is not None:
+            self._tasks.start_soon(self._forget, state.id, members)
+
+    async def _forget(self, association: str, members: Sequence[KeptMember]) -> None:
+        try:
+            await self.known.forget(association, members)
+        except RetriableError as error:  # what is left is forgotten after the next restore
+            LOG.warning("association %s cannot leave the changelog now: %s", association, error)
+        self._observe({"event": "forgotten", "association": association})
 
 
 def _about_association(record: Record) -> MemberMessage | OrderMessage:

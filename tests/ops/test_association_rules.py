@@ -73,7 +73,8 @@ def test_fewer_than_the_minimum_at_the_deadline_are_not_aligned_and_a_late_one_o
     async def the_third_comes(served: Served) -> None:
         await served.member(MEMBERS[1])
         await served.until("dispatched", 2)
-        assert all((await sent_on(served))[member, 2] is not None for member in MEMBERS)
+        sent = await sent_on(served)
+        assert all(sent[member, 2] is not None for member in MEMBERS)
 
     site.during(the_third_comes)
     assert told_of_closing(site) == (2, "changed", "align")

@@ -113,7 +113,12 @@ def by_rampstream(
     ]
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("the first is saturated", "one of each", "too few matches")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 def test_members_of_all_kinds_are_told_what_the_reference_tells_them(tmp_path: Path, sky: Any, case: str) -> None:
     roles, parameters, statuses = CASES[case]
     places = tuple((i // 2, i % 2) for i, role in roles.items() if role == EMPTY)

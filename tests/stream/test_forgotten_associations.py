@@ -106,6 +106,9 @@ class Owner:
             assert state.last_close is not None
             await self.known.note_dispatched(ID, state.last_close.revision)
 
+    async def forget(self) -> None:
+        await self.known.forget(ID, self.known.drop(ID))
+
     def may_forget(self) -> bool:
         state = self.known.states.get(ID)
         if state is None or state.last_close is None or state.settled_at is None:
@@ -171,7 +174,7 @@ async def _two_owners(before: list[tuple[str, ...]], after: list[tuple[str, ...]
         elif what[0] == "close" and (owner is not frozen or in_flight is None):
             await owner.close()
         elif what[0] == "forget" and owner.may_forget() and (owner is not frozen or in_flight is None):
-            await owner.known.forget(ID)
+            await owner.forget()
         elif what[0] == "compact":
             log.compact()
 
@@ -189,7 +192,7 @@ async def _two_owners(before: list[tuple[str, ...]], after: list[tuple[str, ...]
             await frozen.known.changelog.note_member(ID, 0, in_flight[0])
             in_flight = None
         elif what[0] == "late forget" and in_flight is None and frozen.may_forget():
-            await frozen.known.forget(ID)
+            await frozen.forget()
         elif what[0] == "restart":
             owner = Owner(log, store)
             await owner.known.restore({0})
@@ -215,7 +218,7 @@ async def test_a_forgotten_association_leaves_nothing_in_memory_and_changelog_an
         await owner.note(member)
     await owner.close()
     assert owner.may_forget()
-    await owner.known.forget(ID)
+    await owner.forget()
     assert (owner.known.states, owner.known.members, owner.known.partitions) == ({}, {}, {})
     log.compact()
     assert [key for key, value in log.written if value is not None] == [b"#whole/0"]
