@@ -108,7 +108,7 @@ class ClosedAssociations:
 
 def _nobody_aligned(close: Close, exposure: str) -> dict[str, Any]:
     """In place of a solution when too much is missing to align anyone: each member keeps its own WCS."""
-    told = {
+    told: dict[str, Any] = {
         "status": "FAILED",
         "reason": f"not aligned: {len(close.used)} of {len(close.members)} members are there",
         "corrections": [],
