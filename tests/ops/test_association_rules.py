@@ -9,9 +9,11 @@ from typing import Any
 import anyio
 import pytest
 
+from ops.association_state import AssociationView
 from ops.cli import main
 from ops.connect import connected
 from ops.settings import load_settings
+from stream.association import Association, AssociationSettings, Close, ClosedMember, CloseOutcome, CloseReason
 from stream.failure import PermanentError
 from stream.member_list import MemberList, put_member_list
 from stream.message import MemberStatus, Message
@@ -134,3 +136,18 @@ def test_rules_that_make_no_sense_are_refused_with_their_name(tmp_path: Path, ru
     (tmp_path / "run.toml").write_text(f"[associations]\n{rules}\n")
     with pytest.raises(PermanentError, match=f"associations.{rules.split(' ', maxsplit=1)[0]}"):
         load_settings(tmp_path / "run.toml", {})
+
+
+def test_a_forgotten_association_is_told_of_by_its_close_alone() -> None:
+    closed = (ClosedMember(MEMBERS[0], "ok", "d0"), ClosedMember(MEMBERS[1], "failed", "d1"))
+    state = Association(ID, AssociationSettings())
+    state.expect(MEMBERS)
+    state.record_close(
+        Close(ID, 1, CloseReason.DEADLINE, CloseOutcome.ALIGN, (*closed, ClosedMember(MEMBERS[2], "missing", None)))
+    )
+    told = AssociationView(MemberList(ID, MEMBERS, "r1"), state, complete=True).to_json(names=True)
+    assert (told["present"], told["waited_for"], told["missing"]) == ({"failed": 1, "ok": 1}, 1, [MEMBERS[2]])
+    assert (told["since"], told["changes"], told["next_revision"]) == (None, 0, None)
+    assert [(one["member"], one["status"], one["since"]) for one in told["members"]] == [
+        (MEMBERS[0], "ok", None), (MEMBERS[1], "failed", None), (MEMBERS[2], None, None),
+    ]  # fmt: skip

@@ -325,6 +325,7 @@ def test_an_association_of_which_nobody_can_be_finalized_is_complete_too(site: S
 
     site.during(all_fail)
     assert site.told("list")[0]["complete"]
+    assert main(["status", "--wait", "0"]) == 0, "there is nobody left to wait for"
 
 
 def test_a_superseded_association_is_told_of_as_such_and_its_products_are_not_shown_any_more(site: Site) -> None:
