@@ -24,6 +24,7 @@ from ops.run_inputs import RunInputs
 from ops.settings import RunSettings
 from ops.table import build_pipeline
 from stream.association import Close, ClosedMember, CloseOutcome, CloseReason
+from stream.identity import canonical_json
 from stream.message import MemberMessage
 from stream.process_runner import ProcessJobRunner
 from stream.results import Results, file_digest
@@ -93,10 +94,14 @@ async def solve(config: Configuration) -> Solution:
         solved = await solver.solve(close, messages)
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         assert solved is not None
-        stored = (await Results(store).read(solved.manifest)).object("solution")
-        assert stored is not None
+        parts = (await Results(store).read(solved.manifest)).objects
+        whole: dict[str, Any] = {"members": {}}
+        for part in parts:
+            document = json.loads(await store.get(part.key) or b"{}")
+            whole = {**document, "members": whole["members"] | document["members"]}
+        await store.put(f"{parts[0].key}.whole", canonical_json(whole))
     done = [event for event in told if event.get("event") == "job_done" and event["entry"] == "solve"][-1]
-    return Solution(seconds, cpu, done["seconds"], done["cpu_seconds"], done["peak_rss_bytes"], stored.key)
+    return Solution(seconds, cpu, done["seconds"], done["cpu_seconds"], done["peak_rss_bytes"], f"{parts[0].key}.whole")
 
 
 def _messages(path: Path) -> dict[str, MemberMessage]:

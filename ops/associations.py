@@ -80,7 +80,7 @@ def _refuse_unknown(patterns: list[str], found: list[AssociationView], run: str)
 def _wanted(view: AssociationView, options: argparse.Namespace) -> bool:
     if options.associations and not any(_named(view, pattern) for pattern in options.associations):
         return False
-    return not options.open or (view.state.last_close is None and view.state.superseded_by is None)
+    return not options.open or view.is_open
 
 
 def planned_order(view: AssociationView, action: OrderAction, run: str) -> OrderMessage | str:

@@ -172,7 +172,7 @@ def _address(topic: str) -> str:
 def _messages() -> dict[str, Any]:
     exposure_key = _key("Id of the exposure: its records stay in order in one partition.")
     association_key = _key("Id of the association, so that one reader sees all its members in order.")
-    state_key = _key("`<association>/<member>`, `<association>/#dispatched`, or `#whole/<partition>`.")
+    state_key = _key("`<association>/<member>/<source offset>`, `<association>/#dispatched`, or `#whole/<partition>`.")
     any_key = {"description": "Key of the record as it was.", "type": ["string", "null"]}
     return {
         "exposure": _message(MessageKind.EXPOSURE, "messageHeaders", exposure_key),

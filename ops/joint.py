@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ops.closed_associations import MEMBERS_OF_A_PART, part_name
 from ops.pipeline_jobs import Observer, PipelineJobs
 from stages.pipeline import JOINT
 from stream.aggregator import Solved
@@ -16,6 +19,7 @@ from stream.message import MemberMessage
 from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key
 from stream.store import ObjectStore
 from stream.store.cache import ObjectCache
+from stream.together import together
 
 __all__ = ["JointSolver"]
 
@@ -96,20 +100,34 @@ class JointSolver:
                 "solve", {"members": described, "facts": _first_facts(close, messages)}, label=close.association,
                 stars=True,
             )  # fmt: skip
-        data = canonical_json(document)
-        key = object_key(close.association, JOINT, f"{close.revision}-{identity[:12]}", "solution.json")
-        info = await self._store.put(key, data)
-        stored = StoredObject("solution", key, _digest(data), info.size, ObjectKind.SIDE)
+        objects = await self._put(document, close, f"{close.revision}-{identity[:12]}")
         return await self._results.publish(
             Manifest(
-                identity=identity,
-                exposure=close.association,
-                stage=JOINT,
-                branch=JOINT,
-                objects=(stored,),
-                extra={"expected": list(close.expected), "used": list(close.used)},
+                identity=identity, exposure=close.association, stage=JOINT, branch=JOINT, objects=objects,
+                extra={"summary": document["summary"]},
             )
-        )
+        )  # fmt: skip
+
+    async def _put(self, document: Mapping[str, Any], close: Close, attempt: str) -> tuple[StoredObject, ...]:
+        """Write a solution in parts, of which a member needs one to be finalized."""
+        objects: dict[str, StoredObject] = {}
+
+        async def put(name: str, part: Mapping[str, Any]) -> None:
+            data = canonical_json(part)
+            key = object_key(close.association, JOINT, attempt, f"{name}.json")
+            info = await self._store.put(key, data)
+            objects[name] = StoredObject(name, key, _digest(data), info.size, ObjectKind.SIDE)
+
+        parts = {part_name(number): part for number, part in enumerate(_parts(document, close))}
+        await together([partial(put, name, part) for name, part in parts.items()], most=_TOGETHER)
+        return tuple(objects[name] for name in parts)
+
+
+def _parts(document: Mapping[str, Any], close: Close) -> Iterator[dict[str, Any]]:
+    members = iter(close.expected)
+    while chosen := list(islice(members, MEMBERS_OF_A_PART)):
+        told = {member: document["members"][member] for member in chosen if member in document["members"]}
+        yield {**document, "members": told}
 
 
 def _first_facts(close: Close, messages: Mapping[str, MemberMessage]) -> dict[str, Any]:

@@ -180,6 +180,6 @@ class Monitor:
     def _associations(self, aggregator: Aggregator) -> None:
         known = aggregator.state().values()
         opened = [state for state in known if state.last_close is None and state.superseded_by is None]
-        first = [min(record.changed_at for record in state.records()) for state in opened if state.records()]
+        first = [since for state in opened if (since := state.since) is not None]
         self._metrics["open_associations"].set(len(opened))
         self._metrics["oldest_association_seconds"].set(time.time() - min(first) if first else 0.0)

@@ -10,20 +10,30 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
 
-from stream.association import Close
+from ops.closed_associations import ClosedAssociations
+from stream.association import Close, ClosedMember
+from stream.close import is_absent
 from stream.identity import canonical_json
-from stream.member_list import MemberList, load_close, read_member_list, superseded_by
+from stream.member_list import MemberList, superseded_by
 from stream.message import MemberStatus
 from stream.product_event import EventProduct, ProductEvent
 from stream.results import Manifest, ObjectKind, Results
 from stream.run_records import RunRecords
 from stream.store import ObjectStore
+from stream.together import together
 
 __all__ = ["ProductSet", "ProductSets"]
+
+_TOGETHER = 32
+"""Members looked up at once: each takes the store a few answers, and there may be ten thousand."""
+
+_WATCHED = 8
+"""Revisions of which it is remembered who is waited for."""
 
 Visible = Callable[["ProductSet"], Awaitable[None]]
 """Awaited with each set that is complete, again when it is complete again."""
@@ -92,6 +102,11 @@ class ProductSets:
         Awaited with the event that tells of it, after that.
     observe : callable
         Told about each complete set.
+
+    Attributes
+    ----------
+    associations : ClosedAssociations
+        Lists and closes, read once.
     """
 
     def __init__(
@@ -112,6 +127,9 @@ class ProductSets:
         self._publish = publish
         self._observe = observe
         self._lock = anyio.Lock()
+        self.associations = ClosedAssociations(store, results, run)
+        self._waiting: dict[tuple[str, int], dict[str, None]] = {}
+        self._complete_ones: set[tuple[str, int]] = set()
 
     def _pointer(self, exposure: str, association: str, revision: int) -> str:
         return f"runs/{self._run}/finalized/{association}/{revision}/{exposure}"
@@ -123,23 +141,23 @@ class ProductSets:
         """Take note of a finalized member (revision None: one that did not wait for the close)."""
         pointer = self._pointer(manifest.exposure, association, revision or 0)
         document = canonical_json({"manifest": manifest.key, "identity": manifest.identity})
-        if not await self._store.put_if_absent(pointer, document):
+        news = await self._store.get(pointer) != document
+        if news:
             await self._store.put(pointer, document)
         await self._records.add_revision(association, manifest)
-        await self.check(association)
+        close = await self.associations.newest_close(association)
+        if close is not None and (news or (association, close.revision) not in self._complete_ones):
+            await self._check(association, pointer)
 
     async def failed(self, association: str, revision: int | None, exposure: str, reason: str) -> None:
         """Take note of a member that could not be finalized; one that was before keeps its products."""
         pointer = self._pointer(exposure, association, revision or 0)
         await self._store.put_if_absent(pointer, canonical_json({"failed": reason}))
-        await self.check(association)
+        await self._check(association, pointer)
 
     async def newest_close(self, association: str) -> Close | None:
         """Return the newest close of an association."""
-        close, revision = None, 1
-        while (found := await load_close(self._store, self._run, association, revision)) is not None:
-            close, revision = found, revision + 1
-        return close
+        return await self.associations.newest_close(association)
 
     async def current(self, association: str) -> ProductSet | None:
         """Return the complete set of the newest close, None while there is none."""
@@ -170,11 +188,15 @@ class ProductSets:
 
     async def check(self, association: str) -> None:
         """Write the record, project it and tell of it if the newest revision is complete and no newer list counts."""
+        await self._check(association, None)
+
+    async def _check(self, association: str, come: str | None) -> None:
+        """Check, when something ``come`` at this pointer or for any other reason."""
         async with self._lock:
             close = await self.newest_close(association)
-            if close is None:
+            if close is None or not await self._all_there(close, come):
                 return
-            members = await read_member_list(self._store, self._run, association)
+            members = await self.associations.members(association)
             complete = await self._complete(members, close)
             if complete is None:
                 return
@@ -186,51 +208,84 @@ class ProductSets:
             if self._publish is not None:
                 digest = hashlib.sha256(data).hexdigest()
                 await self._publish(complete.event(self._run, close, record=key, record_digest=digest))
+            self._complete_ones.add((association, close.revision))
         self._observe({"event": "products", "association": association, "revision": close.revision})
 
-    async def _complete(self, members: MemberList, close: Close) -> ProductSet | None:
-        if await self._count(close) < len(close.used):
-            return None
-        failed: dict[str, str] = {}
-        found: dict[str, dict[str, Any]] = {}
-        for member in close.members:
-            if member.member not in close.used:
-                failed.setdefault(member.member, member.status)
-                continue
-            waited = member.status == MemberStatus.OK.value
-            pointer = self._pointer(member.member, close.association, close.revision if waited else 0)
-            data = await self._store.get(pointer)
-            if data is None:
-                return None
-            noted = json.loads(data)
-            if "failed" in noted:
-                failed[member.member] = noted["failed"]
-                continue
-            manifest = await self._results.find(noted["identity"])
-            if manifest is None:
-                return None
-            found[member.member] = {
-                "manifest": manifest.key,
-                "identity": manifest.identity,
-                "summary": manifest.extra.get("summary", {}),
-                "products": [
-                    {
-                        "name": o.name,
-                        "key": o.key,
-                        "digest": o.digest,
-                        "size": o.size,
-                        "content": manifest.extra.get("content", {}).get(o.name),
-                    }
-                    for o in manifest.objects
-                    if o.kind is ObjectKind.PRODUCT
-                ],
-            }
-        return ProductSet(close.association, close.revision, members.product_name, found, failed)
+    async def _all_there(self, close: Close, come: str | None) -> bool:
+        """Whether all members that a close uses are finalized or failed.
 
-    async def _count(self, close: Close) -> int:
-        """Members of a close that are finalized or failed at it: a listing, so that a large one costs no look-ups."""
-        count = 0
+        Each of ten thousand asks this, so the store is asked for one of those that were not there, the last in the
+        order in which they are sent on, and for all of them only when that one has come.
+        """
+        key = (close.association, close.revision)
+        waiting = self._waiting.pop(key, None)
+        if waiting is None or come is None:
+            waiting = await self._missing(close)
+        elif come in waiting:
+            del waiting[come]
+        while waiting:
+            last = next(reversed(waiting))
+            if await self._store.head(last) is None:
+                self._waiting[key] = waiting
+                while len(self._waiting) > _WATCHED:
+                    del self._waiting[next(iter(self._waiting))]
+                return False
+            waiting = await self._missing(close)
+            waiting.pop(last, None)
+        return True
+
+    async def _missing(self, close: Close) -> dict[str, None]:
+        """Pointers of members that a close uses and that are not there, in canonical order."""
+        wanted = dict.fromkeys(self._awaited(close, member) for member in close.members if not is_absent(member.status))
         for revision in (0, close.revision):
-            async for _ in self._store.list(f"runs/{self._run}/finalized/{close.association}/{revision}/"):
-                count += 1
-        return count
+            async for info in self._store.list(self._pointer("", close.association, revision)):
+                wanted.pop(info.key, None)
+        return wanted
+
+    def _awaited(self, close: Close, member: ClosedMember) -> str:
+        """Pointer of a member of a close: of revision 0 when it did not wait for that."""
+        waited = member.status == MemberStatus.OK.value
+        return self._pointer(member.member, close.association, close.revision if waited else 0)
+
+    async def _complete(self, members: MemberList, close: Close) -> ProductSet | None:
+        found: dict[str, dict[str, Any]] = {}
+
+        async def look(member: ClosedMember) -> None:
+            told = await self._finished(self._awaited(close, member))
+            if told is not None:
+                found[member.member] = told
+
+        used = [member for member in close.members if not is_absent(member.status)]
+        await together([partial(look, member) for member in used], most=_TOGETHER)
+        if len(found) < len(used):
+            return None
+        failed = {member.member: member.status for member in close.members if is_absent(member.status)}
+        failed |= {member.member: found[member.member]["failed"] for member in used if "failed" in found[member.member]}
+        return ProductSet(
+            close.association,
+            close.revision,
+            members.product_name,
+            {member.member: found[member.member] for member in used if member.member not in failed},
+            {member.member: failed[member.member] for member in close.members if member.member in failed},
+        )
+
+    async def _finished(self, pointer: str) -> dict[str, Any] | None:
+        """What became of a member: its products, or why it ``failed``; None while its result is not there."""
+        data = await self._store.get(pointer)
+        noted: dict[str, Any] | None = None if data is None else json.loads(data)
+        if noted is None or "failed" in noted:
+            return noted
+        manifest = await self._results.find(noted["identity"])
+        if manifest is None:
+            return None
+        content = manifest.extra.get("content", {})
+        return {
+            "manifest": manifest.key,
+            "identity": manifest.identity,
+            "summary": manifest.extra.get("summary", {}),
+            "products": [
+                {"name": o.name, "key": o.key, "digest": o.digest, "size": o.size, "content": content.get(o.name)}
+                for o in manifest.objects
+                if o.kind is ObjectKind.PRODUCT
+            ],
+        }

@@ -40,14 +40,26 @@ class AssociationRules(BaseModel):
 
     minimum: int = Field(default=1, ge=1, description="Fewest members, not failed, that are worth aligning.")
     deadline: float | None = Field(
-        default=86_400.0, gt=0, description="Seconds from the first member to the deadline; none for no deadline."
+        default=86_400.0,
+        gt=0,
+        allow_inf_nan=False,
+        description='Seconds from the first member to the deadline; "none" for no deadline.',
     )
     revision_delay: float = Field(
-        default=1_800.0, ge=0, description="Seconds without a change before changes after a close open a new revision."
+        default=1_800.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds without a change before changes after a close open a new revision.",
     )
     on_missing: Literal["align", "wait", "fail"] = Field(
         default="align", description="What to do about members that failed or have not come at the deadline."
     )
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """TOML has no word for nothing."""
+        return None if isinstance(value, str) and value.strip().lower() == "none" else value
 
 
 class RunSettings(BaseSettings):

@@ -13,24 +13,25 @@ import anyio
 from rich.console import Console
 from rich.table import Table
 
+from ops.association_state import AssociationView, association_views
 from ops.connect import Connection, add_engine_arguments, connected, engine_settings, view_run
 from ops.dead_letters import dead_letters
 from ops.product_sets import ProductSets
 from ops.topics import group_topics
 from stream.clock import SystemClock
-from stream.member_list import load_close, read_member_list, superseded_by
+from stream.close import MISSING
 from stream.stopped_segments import StoppedSegments
 
 POLL_SECONDS = 1.0
 
-__all__ = ["add_arguments", "association_ids", "report"]
+__all__ = ["add_arguments", "report"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the verb its options."""
     add_engine_arguments(parser)
     parser.add_argument(
-        "--wait", type=float, metavar="SECONDS", help="first wait until every exposure has products or a dead letter"
+        "--wait", type=float, metavar="SECONDS", help="first wait until every exposure has products, or failed"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(handle=run_verb)
@@ -52,7 +53,7 @@ async def _read(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         while True:
             found = await report(connection)
             exposures = found["exposures"]
-            done = exposures["with_products"] + found["dead_letters"]["exposures"] >= exposures["expected"]
+            done = exposures["ended"] >= exposures["expected"]
             if options.wait is None or done or time.monotonic() > gives_up:
                 return found, done or options.wait is None
             await anyio.sleep(POLL_SECONDS)
@@ -79,56 +80,39 @@ async def report(connection: Connection) -> dict[str, Any]:
     for row in segments:
         row["stopped"] = stopped.get(str(row["segment"]), {}).get("reason")
     buried = [letter for letter in await dead_letters(connection) if not letter["redriven"]]
-    associations = [await _association(connection, association) for association in await association_ids(connection)]
+    associations = await association_views(connection, view, statuses=False)
+    given_up = {letter["exposure"] for letter in buried if letter["exposure"]}
     return {
         "run": run,
         "preset": view.layout["preset"],
         "segments": segments,
         "dead_letters": {
             "count": len(buried),
-            "exposures": len({letter["exposure"] for letter in buried if letter["exposure"]}),
+            "exposures": len(given_up),
             "by_stage": dict(Counter(letter["stage"] for letter in buried)),
             "by_class": dict(Counter(letter["class"] for letter in buried)),
         },
         "associations": {
             "count": len(associations),
-            "open": sum(not known["revision"] and not known["superseded"] for known in associations),
-            "complete": sum(bool(known["complete"]) for known in associations),
+            "open": sum(known.is_open for known in associations),
+            "complete": sum(known.complete for known in associations),
         },
-        "exposures": {
-            "expected": len({member for known in associations for member in known["members"]}),
-            "with_products": len({member for known in associations for member in known["products"]}),
-        },
+        "exposures": await _exposures(connection, associations, given_up),
     }
 
 
-async def association_ids(connection: Connection) -> list[str]:
-    """All associations that were announced to the run."""
-    prefix = f"runs/{connection.settings.run}/associations/"
-    found = []
-    async for info in connection.store.list(prefix):
-        association, _, last = info.key.removeprefix(prefix).rpartition("/")
-        if last == "members":
-            found.append(association)
-    return found
-
-
-async def _association(connection: Connection, association: str) -> dict[str, Any]:
-    run = connection.settings.run
-    members = await read_member_list(connection.store, run, association)
-    revision = 0
-    while await load_close(connection.store, run, association, revision + 1) is not None:
-        revision += 1
-    sets = ProductSets(store=connection.store, results=connection.results, run=run, visible=_unseen)
-    complete = await sets.current(association)
-    return {
-        "association": association,
-        "members": list(members.members),
-        "revision": revision,
-        "superseded": await superseded_by(connection.store, run, association, members.product_name) is not None,
-        "complete": complete is not None,
-        "products": sorted(complete.members) if complete else [],
-    }
+async def _exposures(connection: Connection, associations: list[AssociationView], given_up: set[str]) -> dict[str, int]:
+    """Exposures that are expected, that have products, and of which nothing more will come unless somebody acts."""
+    sets = ProductSets(store=connection.store, results=connection.results, run=connection.settings.run, visible=_unseen)
+    expected, finished, ended = set[str](), set[str](), set(given_up)
+    for known in associations:
+        expected.update(known.members.members)
+        products = await sets.current(known.id) if known.complete else None
+        if products is not None:
+            finished.update(products.members)
+            ended.update(member for member, reason in products.failed.items() if reason != MISSING)
+    ended |= finished
+    return {"expected": len(expected), "with_products": len(finished), "ended": len(expected & ended)}
 
 
 async def _unseen(_: Any) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 from ops.dropped_payloads import dropped_key
 from ops.pipeline_jobs import Observer, PipelineJobs
 from ops.product_sets import ProductSets
-from stages.pipeline import FINALIZE
+from stages.pipeline import FINALIZE, JOINT
+from stream.association import Close, CloseOutcome
 from stream.failure import PermanentError, RetriableError
 from stream.identity import chain, final_identity, hash_parts
-from stream.member_list import load_close, read_member_list
 from stream.message import Message, MessageKind
 from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key, result_key
 from stream.router import Router
@@ -78,6 +78,7 @@ class PipelineWork:
         self._records = records
         self._router = router
         self._products = products
+        self._associations = products.associations
         self._cache = cache
         self._scratch = scratch
         self._keep_after = keep_after
@@ -94,7 +95,9 @@ class PipelineWork:
         if message.association is None:
             msg = f"a finalize message of {message.exposure} names no association"
             raise PermanentError(msg)
-        rms = manifest.extra.get("summary", {}).get("rms")
+        summary = manifest.extra.get("summary", {})
+        aligned = summary.get("statuses", {}).get(JOINT) == "COMPLETE"
+        rms = summary.get("rms") if aligned else None  # one that failed has that of the relative alignment
         record = json.loads(await self._store.get(ingest_key(message.run, message.exposure)) or b"{}")
         arrived = record.get("arrived")
         self._observe(
@@ -253,12 +256,12 @@ class PipelineWork:
 
     async def _finalize(self, message: Message, *, attempt: str, bigger_slot: bool) -> Manifest:
         association = str(message.association)
-        members = await read_member_list(self._store, message.run, association)
+        members = await self._associations.members(association)
         close = None
         if message.revision is not None:
-            close = await load_close(self._store, message.run, association, message.revision)
+            close = await self._associations.close(association, message.revision)
         used = close.used if close is not None else ()
-        solution = None if message.solution is None else await self._results.read(message.solution)
+        solution = None if message.solution is None else await self._associations.solution(message.solution)
         known = await self._jobs.recipes((FINALIZE,), message)
         if known["error"] is not None:
             raise PermanentError(f"{message.exposure}: {known['error']}")
@@ -267,17 +270,15 @@ class PipelineWork:
             solution=solution.identity if solution else None,
             expected=members.members,
             used=used,
-            recipe=hash_parts("association", known["recipes"][0][1], members.extra),
+            recipe=hash_parts("association", known["recipes"][0][1], members.extra, *_refused(close)),
         )
         found = await self._results.find(identity)
         if found is not None:
             self._observe({"event": "reused", "exposure": message.exposure, "stages": [FINALIZE]})
             return found
         document = None
-        if solution is not None:
-            stored = solution.object("solution")
-            whole = json.loads(await self._store.get(stored.key) or b"null") if stored else None
-            document = _part_of(whole, message.exposure)
+        if close is not None:
+            document = await self._associations.part(solution, close, message.exposure)
         payload = await self._results.find(message.identity)
         if payload is None:
             payload = await self._recompute(message, attempt=attempt)
@@ -379,12 +380,9 @@ def _needed(known: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
     return [name for stage in stages for name in known["needed"].get(stage, ())]
 
 
-def _part_of(solution: Any, exposure: str) -> Any:
-    """What a solution says of one member: the job needs no more, and others may be ten thousand."""
-    if solution is None:
-        return None
-    part = solution["members"].get(exposure)
-    return {**solution, "members": {} if part is None else {exposure: part}}
+def _refused(close: Close | None) -> tuple[str, ...]:
+    """What a close adds to the recipes of its members when it aligns nobody: their status is FAILED then."""
+    return () if close is None or close.outcome is CloseOutcome.ALIGN else (close.outcome.value,)
 
 
 def _alignment_reason(solution: Any, exposure: str) -> str | None:

@@ -1,8 +1,7 @@
 """Gathers the members of associations from the stream, closes each, has it solved, and sends its members on.
 
-A thin driver: `stream.association` decides when an association closes. State is references only, in a compacted
-changelog with one record a member, and each status is an object in the store too; a close is an object that is created
-once; and everything after a close is repeated from it if it was not finished.
+A thin driver: `stream.association` decides when an association closes; `stream.known_associations` has what is known. A
+close is an object that is created once; everything after it is repeated from it if it was not finished.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any
 
 import anyio
@@ -18,21 +16,19 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from stream.association import Association, AssociationSettings, Close, Seen
 from stream.broker.protocol import Broker, Record, TopicPartition
-from stream.changelog import Changelog
 from stream.clock import Clock
 from stream.dead_letters import bury
 from stream.dispatch import Abandon, Dispatcher, Solved, Solver
 from stream.failure import FailureClass, PermanentError, PoisonError, RetriableError
 from stream.inbox import REVOKE_SECONDS, Inbox
+from stream.known_associations import FORGET_SECONDS, KnownAssociations
 from stream.lease import Lease, OrphanedError
 from stream.member_list import put_close
-from stream.member_statuses import Kept, KeptMember, MemberStatuses
+from stream.member_statuses import KeptMember
 from stream.message import MemberMessage, OrderMessage, decode
 from stream.router import Router
 from stream.store import ObjectStore
-from stream.stored_associations import StoredAssociations
-from stream.together import together
-from stream.topology import changelog_topic_name, topic_name
+from stream.topology import topic_name
 from stream.tracing import Forwarding, Resting, Tracing, current_traceparent, traced
 
 __all__ = ["Aggregator", "Solved", "Solver"]
@@ -44,9 +40,6 @@ IDLE_SECONDS = 3600.0
 
 BACKLOG_SECONDS = 0.5
 """How often the timer looks whether the backlog is read, while it is not, and whether associations are ours."""
-
-_TOGETHER = 32
-"""Associations taken up at once: each waits for the store twice, and there may be ten thousand."""
 
 _PAUSE_SECONDS = 5.0
 """Between tries to send members on while broker or store do not answer."""
@@ -80,6 +73,8 @@ class Aggregator:
         Where a partition without a commit starts (see `stream.inbox.Inbox`).
     revoke_seconds : float
         How long partitions that must go wait for what is in flight.
+    forget_seconds : float
+        How long a closed association is kept in memory after its last change and ``revision_delay``.
     tracing : Tracing, optional
         Traces of members; they are passed on without one.
     """
@@ -98,6 +93,7 @@ class Aggregator:
         dispatched: Callable[[str], Awaitable[None]] | None = None,
         start: str = "earliest",
         revoke_seconds: float = REVOKE_SECONDS,
+        forget_seconds: float = FORGET_SECONDS,
         tracing: Tracing | None = None,
     ) -> None:
         self._broker = broker
@@ -108,18 +104,13 @@ class Aggregator:
         tracing = tracing or Forwarding()
         self._dispatcher = Dispatcher(router=router, solver=solver, abandon=abandon, tracing=tracing)
         self._after_dispatch = dispatched
-        self._associations: dict[str, Association] = {}
-        self._members: dict[str, dict[str, KeptMember]] = {}
-        self._dispatched: dict[str, int] = {}
+        self.known = KnownAssociations(broker=broker, store=store, router=router, settings=settings)
+        self._forget_after = settings.revision_delay + forget_seconds
         self._unlogged: set[tuple[str, str]] = set()
         self._dispatching: set[tuple[str, int]] = set()
-        self._partition: dict[str, int] = {}
         self._backlog: dict[int, int] = {}
         self._due: dict[str, float] = {}
         self._changed: dict[str, None] = {}
-        self._changelog = Changelog(broker, changelog_topic_name(router.run, router.joint_stage))
-        self._statuses = MemberStatuses(store, router.run)
-        self._stored = StoredAssociations(store, router.run, settings)
         self._topic = topic_name(router.run, router.joint_stage)
         self._wake = anyio.Event()
         self._tasks: TaskGroup | None = None
@@ -137,7 +128,7 @@ class Aggregator:
 
     def state(self) -> dict[str, Association]:
         """The associations by id."""
-        return dict(self._associations)
+        return dict(self.known.states)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Consume until cancelled. State is restored whenever partitions come, before their records."""
@@ -152,8 +143,8 @@ class Aggregator:
 
         For an operator, or a run that knows that nobody else will come. Repeats are harmless.
         """
-        state = self._associations.get(association) or await self._stored.load(association)
-        self._associations[association] = state
+        state = self.known.states.get(association) or await self.known.stored.load(association)
+        self.known.states[association] = state
         last = state.last_close
         if last is not None and not state.changed:
             self._dispatch_soon(last)
@@ -166,35 +157,25 @@ class Aggregator:
         mine = {partition.partition for partition in partitions}
         extents = await self._broker.extents(self._topic)
         self._backlog.update({number: extents[number][1] for number in mine})
-        kept = await self._changelog.restore(mine, self._statuses)
-        await together((partial(self._restore, *one) for one in kept.items()), most=_TOGETHER)
-        for association in kept:
+        restored = await self.known.restore(mine)
+        for association in restored:
             self._resume(association)
-        self._observe({"event": "restored", "associations": len(kept), "seconds": self._clock.monotonic() - began})
-        self._look_at(*kept)
-
-    async def _restore(self, association: str, known: Kept) -> None:
-        state = await self._stored.load(association)
-        state.restore(member.record for member in known.members.values())
-        self._associations[association] = state
-        self._partition[association] = known.partition
-        self._dispatched[association] = known.dispatched
-        self._members[association] = known.members
+        self._observe({"event": "restored", "associations": len(restored), "seconds": self._clock.monotonic() - began})
+        self._look_at(*restored)
 
     async def _let_go(self, partitions: Sequence[TopicPartition]) -> None:
         """Forget what lies in partitions that go: another aggregator restores it."""
-        gone = {partition.partition for partition in partitions}
-        for association in [known for known, number in self._partition.items() if number in gone]:
-            del self._partition[association]
-            for kept in (self._associations, self._members, self._dispatched, self._due, self._changed):
-                kept.pop(association, None)
-            self._stored.forget(association)
-            self._unlogged = {entry for entry in self._unlogged if entry[0] != association}
-        for number in gone:
+        numbers = {partition.partition for partition in partitions}
+        gone = set(self.known.let_go(numbers))
+        for association in gone:
+            self._due.pop(association, None)
+            self._changed.pop(association, None)
+        self._unlogged = {entry for entry in self._unlogged if entry[0] not in gone}
+        for number in numbers:
             self._backlog.pop(number, None)
 
     def _owns(self, association: str) -> bool:
-        number = self._partition.get(association)
+        number = self.known.partitions.get(association)
         return number is not None and self.inbox.owns(TopicPartition(self._topic, number))
 
     def _check_owned(self, association: str) -> None:
@@ -202,14 +183,13 @@ class Aggregator:
             raise OrphanedError
 
     def _backlog_read(self, association: str) -> bool:
-        number = self._partition.get(association, -1)
+        number = self.known.partitions.get(association, -1)
         return self.inbox.prefix(TopicPartition(self._topic, number)) >= self._backlog.get(number, 0)
 
     def _resume(self, association: str) -> None:
         """Finish what a crash interrupted: a close whose members were not all sent on."""
-        state = self._associations[association]
-        last = state.last_close
-        if last is not None and self._dispatched.get(association, 0) < last.revision:
+        last = self.known.states[association].last_close
+        if last is not None and self.known.dispatched.get(association, 0) < last.revision:
             self._dispatch_soon(last)
 
     async def _take(self, record: Record, lease: Lease) -> None:
@@ -222,12 +202,11 @@ class Aggregator:
     async def _handle(self, record: Record, lease: Lease) -> None:
         try:
             message = _about_association(record)
-            state = self._associations.get(message.association) or await self._stored.load(message.association)
+            state, recalled = await self.known.find(message.association, record.partition)
             if state.superseded_by is not None:  # its list may have been announced anew
-                await self._stored.look_for_newer_list(state)
+                await self.known.stored.look_for_newer_list(state)
             lease.check()  # nothing is kept of a partition that went meanwhile
-            self._associations[message.association] = state
-            self._partition[message.association] = record.partition
+            self.known.take(state, record.partition, recalled, now=self._clock.now())
             if isinstance(message, OrderMessage):
                 await self._order(message, state, lease)
                 return
@@ -248,11 +227,7 @@ class Aggregator:
             known = state.record(message.member)
             assert known is not None, "it was observed"
             member = KeptMember.of(known, message, Resting(current_traceparent(), known.changed_at))
-            self._members.setdefault(message.association, {})[message.member] = member
-            lease.check()
-            await self._statuses.keep(message.association, record.partition, member)
-            lease.check()
-            await self._changelog.note_member(message.association, record.partition, member)
+            await self.known.note_member(message.association, record.partition, member, lease.check)
             self._unlogged.discard(entry)
         await self._dispatcher.finalize_at_once(message)
         self._observe(
@@ -266,7 +241,7 @@ class Aggregator:
 
     async def _order(self, order: OrderMessage, state: Association, lease: Lease) -> None:
         """Do what an operator asks for, unless the revision that the order names is there already."""
-        missed = await self._stored.catch_up(state)
+        missed = await self.known.stored.catch_up(state)
         if missed and state.last_close is not None:  # of an owner before us, who did not get to send its members on
             self._dispatch_soon(state.last_close)
         revision = 0 if state.last_close is None else state.last_close.revision
@@ -277,7 +252,7 @@ class Aggregator:
         refusal = None
         if order.revision <= revision:
             refusal = f"revision {order.revision} is there already"
-        elif await self._stored.look_for_newer_list(state):
+        elif await self.known.stored.look_for_newer_list(state):
             refusal = f"it is superseded by {state.superseded_by}"
         elif not state.records():
             refusal = "no member has come"
@@ -304,7 +279,7 @@ class Aggregator:
         if any(association == state.id for association, _ in self._unlogged):
             return  # a close names nobody whom a crash would make unknown
         close = state.due(self._clock.now(), backlog_read=self._backlog_read(state.id))
-        if close is not None and not await self._stored.look_for_newer_list(state):
+        if close is not None and not await self.known.stored.look_for_newer_list(state):
             await self._closed(state, close)
 
     async def _closed(self, state: Association, close: Close) -> None:
@@ -335,20 +310,19 @@ class Aggregator:
                 except (RetriableError, OrphanedError) as error:
                     LOG.warning("members of %s cannot be sent on now: %r", close.association, error)
                     await self._clock.sleep(_PAUSE_SECONDS)
-                    done = close.association not in self._partition
+                    done = close.association not in self.known.partitions
         finally:
             self._dispatching.discard((close.association, close.revision))
+            self._look_at(close.association)
 
     async def _dispatch(self, close: Close) -> None:
         association = close.association
-        members = await self._statuses.as_closed(close, self._members.get(association, {}))
+        members = await self.known.statuses.as_closed(close, self.known.members.get(association, {}))
         await self._dispatcher.send(close, members, lambda: self._check_owned(association))
         if self._after_dispatch is not None:
             await self._after_dispatch(association)
         self._check_owned(association)
-        revision = max(close.revision, self._dispatched.get(association, 0))
-        await self._changelog.note_dispatched(association, self._partition[association], revision)
-        self._dispatched[association] = revision
+        await self.known.note_dispatched(association, close.revision)
         self._observe({"event": "dispatched", "association": association, "revision": close.revision})
 
     def _look_at(self, *associations: str) -> None:
@@ -373,9 +347,9 @@ class Aggregator:
                 await self._wake.wait()
 
     async def _check_patiently(self, association: str) -> None:
-        """Close an association if that is due, and note when it may be due next."""
+        """Close or forget an association if that is due, and note when it may be due next."""
         self._due.pop(association, None)
-        state = self._associations.get(association)
+        state = self.known.states.get(association)
         if state is None:
             return
         if not self._owns(association):
@@ -383,14 +357,40 @@ class Aggregator:
             return
         try:
             await self._check(state)
+            at = self._forgotten_at(state)
+            if at is not None and at <= self._clock.now():
+                self._forget_soon(state)
+                return
         except RetriableError as error:
             LOG.warning("association %s cannot be closed now: %s", association, error)
             self._changed[association] = None
             await self._clock.sleep(_PAUSE_SECONDS)
             return
-        at = state.next_due()
-        if at is not None:
+        if (at := state.next_due() if at is None else at) is not None:
             self._due[association] = at
+
+    def _forgotten_at(self, state: Association) -> float | None:
+        """Unix time at which an association may be forgotten if nothing happens to it; None while something may."""
+        last, settled = state.last_close, state.settled_at
+        if last is None or settled is None or self.known.dispatched.get(state.id, 0) < last.revision:
+            return None
+        if any(association == state.id for association, _ in (*self._unlogged, *self._dispatching)):
+            return None
+        return max(settled, self.known.touched.get(state.id, 0.0)) + self._forget_after
+
+    def _forget_soon(self, state: Association) -> None:
+        self._dispatcher.forget(state.id)
+        members = self.known.drop(state.id)
+        LOG.info("association %s is forgotten: nothing came since its close", state.id)
+        if self._tasks is not None:
+            self._tasks.start_soon(self._forget, state.id, members)
+
+    async def _forget(self, association: str, members: Sequence[KeptMember]) -> None:
+        try:
+            await self.known.forget(association, members)
+        except RetriableError as error:  # what is left is forgotten after the next restore
+            LOG.warning("association %s cannot leave the changelog now: %s", association, error)
+        self._observe({"event": "forgotten", "association": association})
 
 
 def _about_association(record: Record) -> MemberMessage | OrderMessage:

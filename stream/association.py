@@ -121,6 +121,9 @@ class Association:
         self._deadline_at: float | None = None
         self._members: dict[str, MemberRecord] = {}
         self._close: Close | None = None
+        self._closed_digests: dict[str, str | None] = {}
+        self._news: set[str] = set()
+        self._last_change = 0.0
         self._superseded_by: str | None = None
 
     @property
@@ -148,6 +151,26 @@ class Association:
         """Whether a member came or changed after the newest close (or there is none)."""
         return bool(self._close is None or self._changes())
 
+    @property
+    def since(self) -> float | None:
+        """Unix time at which the first member came; None while none has.
+
+        A member's record has its newest change, so the deadline tells more where there is one.
+        """
+        if self._deadline_at is not None and self.settings.deadline is not None:
+            return self._deadline_at - self.settings.deadline
+        return min((record.changed_at for record in self._members.values()), default=None)
+
+    @property
+    def settled_at(self) -> float | None:
+        """Unix time at which the last change came that the newest close has; None when that does not have all.
+
+        From then on nothing is known of the association that close and store do not say.
+        """
+        if self._close is None or self._changes():
+            return None
+        return self._last_change
+
     def changed_members(self) -> tuple[str, ...]:
         """Members that came or changed after the newest close, in canonical order; all that came if there is none."""
         return tuple(record.member for record in self._changes())
@@ -169,7 +192,9 @@ class Association:
             if record.deadline_at is not None:
                 known_at = self._deadline_at
                 self._deadline_at = record.deadline_at if known_at is None else min(known_at, record.deadline_at)
+            self._last_change = max(self._last_change, record.changed_at)
         self._drop_unexpected()
+        self._compare(self._members)
 
     def expect(self, members: Sequence[str]) -> None:
         """Learn the list of members in canonical order.
@@ -224,6 +249,8 @@ class Association:
         if self._deadline_at is None and self.settings.deadline is not None:
             self._deadline_at = now + self.settings.deadline
         self._members[member] = MemberRecord(member, status, digest, offset, now, self._deadline_at)
+        self._last_change = max(self._last_change, now)
+        self._compare((member,))
         return Seen.NEW if known is None else Seen.CHANGED
 
     def record_close(self, close: Close) -> None:
@@ -239,6 +266,8 @@ class Association:
             raise PermanentError(msg)
         if self._close is None or close.revision > self._close.revision:
             self._close = close
+            self._closed_digests = {member.member: member.digest for member in close.members}
+            self._compare(self._members)
 
     def due(self, now: float, *, backlog_read: bool = True) -> Close | None:
         """Return the close that is due, None when none is. The state stays as it is until `record_close`.
@@ -305,6 +334,7 @@ class Association:
     def _drop_unexpected(self) -> None:
         if self._expected is not None and not self._members.keys() <= self._places:
             self._members = {name: record for name, record in self._members.items() if name in self._places}
+            self._news &= self._members.keys()
 
     def _closed(self, reason: CloseReason) -> Close:
         members = self._snapshot()
@@ -324,12 +354,17 @@ class Association:
         return tuple(members)
 
     def _changes(self) -> list[MemberRecord]:
-        closed = {member.member: member.digest for member in self._close.members} if self._close else {}
-        return [
-            record
-            for member in self._expected or ()
-            if (record := self._members.get(member)) is not None and record.digest != closed.get(member)
-        ]
+        if not self._news:  # ten thousand repeats of as many members must not look at all of them each time
+            return []
+        return [self._members[member] for member in self._expected or () if member in self._news]
+
+    def _compare(self, members: Iterable[str]) -> None:
+        """Take note of which of these are not as the newest close has them; all, where there is none."""
+        for member in members:
+            if self._members[member].digest == self._closed_digests.get(member):
+                self._news.discard(member)
+            else:
+                self._news.add(member)
 
     def _settled_at(self, changes: list[MemberRecord]) -> float:
         return max(record.changed_at for record in changes) + self.settings.revision_delay

@@ -55,14 +55,20 @@ class Dispatcher:
         self._solver = solver
         self._abandon = abandon
         self._tracing = tracing
-        self._at_once: set[tuple[str, str]] = set()
+        self._at_once: dict[str, set[str]] = {}
 
     async def finalize_at_once(self, message: MemberMessage) -> None:
         """Have a member that cannot be aligned finalized without waiting for a close; once in this process."""
-        done = (message.association, message.digest)
-        if message.status in {MemberStatus.SKIPPED, MemberStatus.SATURATED} and done not in self._at_once:
-            self._at_once.add(done)
+        if message.status not in {MemberStatus.SKIPPED, MemberStatus.SATURATED}:
+            return
+        done = self._at_once.setdefault(message.association, set())
+        if message.digest not in done:
+            done.add(message.digest)
             await self._router.send(self._router.finalization(message, revision=None, solution=None))
+
+    def forget(self, association: str) -> None:
+        """Remember no longer who of an association was finalized at once: a repeat is then sent on once more."""
+        self._at_once.pop(association, None)
 
     async def send(self, close: Close, members: Mapping[str, KeptMember], check_owned: Callable[[], None]) -> None:
         """Solve a close and send on the members that it uses; ``check_owned`` raises when that is not ours any more."""

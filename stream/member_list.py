@@ -1,6 +1,7 @@
 """The member list of an association: a payload in the store, written once by whoever announces it.
 
-Of the lists of one product name the one that was announced last counts; the others are superseded by it.
+Of the lists of one product name the one that was announced last counts; the others are superseded by it. Which one
+that is cannot depend on who reads when: see `take_product_name`.
 """
 
 from __future__ import annotations
@@ -72,29 +73,40 @@ async def read_member_list(store: ObjectStore, run: str, association: str) -> Me
     return MemberList(**{**value, "members": tuple(value["members"])})
 
 
-def product_name_key(run: str, product_name: str) -> str:
-    """Key of the record that says which association has a product name."""
-    return f"runs/{run}/product-names/{product_name}"
+def product_name_key(run: str, product_name: str, number: int) -> str:
+    """Key of the record that says which association had a product name after so many announcements."""
+    return f"runs/{run}/product-name-lists/{product_name}/{number}"
 
 
 async def take_product_name(store: ObjectStore, run: str, members: MemberList) -> str | None:
-    """Have a list be the newest of its product name; the association that had it, if that was another."""
+    """Have a list be the newest of its product name; the association that had it, if that was another.
+
+    The lists of a name are a chain of records, each created once. Of two announcers at once one comes first: the other
+    finds its list in the chain and goes behind it, so that both agree which one was last.
+    """
     if members.product_name is None:
         return None
-    key, document = product_name_key(run, members.product_name), canonical_json({"association": members.association})
-    if await store.put_if_absent(key, document):
-        return None
-    before = await superseded_by(store, run, members.association, members.product_name)
-    if before is not None:
-        await store.put(key, document)
-    return before
+    while True:
+        number, before = await _newest_list(store, run, members.product_name)
+        if before == members.association:
+            return None
+        key = product_name_key(run, members.product_name, number + 1)
+        if await store.put_if_absent(key, canonical_json({"association": members.association})):
+            return before
 
 
 async def superseded_by(store: ObjectStore, run: str, association: str, product_name: str | None) -> str | None:
     """Return the association that has the product name of this one instead; None when it is the newest itself."""
-    data = None if product_name is None else await store.get(product_name_key(run, product_name))
-    newest: str | None = None if data is None else json.loads(data)["association"]
+    newest = None if product_name is None else (await _newest_list(store, run, product_name))[1]
     return None if newest == association else newest
+
+
+async def _newest_list(store: ObjectStore, run: str, product_name: str) -> tuple[int, str | None]:
+    """Length of a name's chain, and which association is its last."""
+    prefix = product_name_key(run, product_name, 0).removesuffix("0")
+    number = max([int(info.key.removeprefix(prefix)) async for info in store.list(prefix)], default=0)
+    data = await store.get(product_name_key(run, product_name, number)) if number else None
+    return number, None if data is None else json.loads(data)["association"]
 
 
 async def load_close(store: ObjectStore, run: str, association: str, revision: int) -> Close | None:

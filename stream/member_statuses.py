@@ -128,16 +128,42 @@ class MemberStatuses:
         stream.failure.RetriableError
             A status is not in the store.
         """
+        read = await self._at_close(close, known)
         found: dict[str, KeptMember] = {}
         for closed in close.members:
             if is_absent(closed.status):
                 continue
-            member = known.get(closed.member)
+            member = read.get(closed.member, known.get(closed.member))
             if member is None or member.record.digest != closed.digest:
-                member = await self.load(close.association, closed.member, str(closed.digest))
-            if member is None:
                 raise RetriableError(f"the status of {closed.member} at a close of {close.association} is not stored")
             found[closed.member] = member
+        return found
+
+    async def recall(self, close: Close, known: Kept) -> None:
+        """Learn what members were at a close of whom nothing is known, or something else; of all, if it was forgotten.
+
+        Of a forgotten association nothing is left but what owners that froze wrote late. Of two statuses of a member
+        that of the higher offset holds, as anywhere.
+        """
+        for member in (await self._at_close(close, known.members if known.dispatched else {})).values():
+            known.learn(member)
+
+    async def _at_close(self, close: Close, known: Mapping[str, KeptMember]) -> dict[str, KeptMember]:
+        """Read the statuses that a close has and that are not those that are known."""
+        found: dict[str, KeptMember] = {}
+
+        async def read(member: str, digest: str) -> None:
+            status = await self.load(close.association, member, digest)
+            if status is not None:
+                found[member] = status
+
+        wanted = [
+            partial(read, closed.member, closed.digest)
+            for closed in close.members
+            if closed.digest is not None
+            and ((status := known.get(closed.member)) is None or status.record.digest != closed.digest)
+        ]
+        await together(wanted, most=READS_AT_ONCE)
         return found
 
     async def newest(self, partitions: Collection[int]) -> dict[str, Kept]:

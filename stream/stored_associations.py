@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from stream.association import Association, AssociationSettings
-from stream.member_list import load_close, read_member_list, superseded_by
+from stream.member_list import MemberList, load_close, read_member_list, superseded_by
 from stream.store import ObjectStore
 
 __all__ = ["StoredAssociations"]
@@ -40,11 +40,19 @@ class StoredAssociations:
         stream.failure.PermanentError
             It was never announced.
         """
-        members = await read_member_list(self._store, self._run, association)
-        state = Association(association, self._settings)
+        return await self.state_of(await read_member_list(self._store, self._run, association))
+
+    async def state_of(self, members: MemberList, *, revision: int | None = None) -> Association:
+        """The same for a list that was read, with its newest ``revision`` (0 for none) where that is known."""
+        state = Association(members.association, self._settings)
         state.expect(members.members)
-        await self.catch_up(state)
-        self._product_names[association] = members.product_name
+        if revision is None:
+            await self.catch_up(state)
+        elif revision:
+            close = await load_close(self._store, self._run, members.association, revision)
+            if close is not None:
+                state.record_close(close)
+        self._product_names[members.association] = members.product_name
         return state
 
     async def catch_up(self, state: Association) -> bool:

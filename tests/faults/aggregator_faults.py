@@ -60,7 +60,7 @@ def believe_in_ownership() -> None:
         self._backlog.clear()  # nothing more comes from there: what was read is all
 
     Aggregator._let_go = keep  # type: ignore[method-assign]
-    Aggregator._owns = lambda self, association: association in self._associations  # type: ignore[method-assign]
+    Aggregator._owns = lambda self, association: association in self.known.states  # type: ignore[method-assign]
     Aggregator._check_owned = lambda self, association: None  # type: ignore[method-assign]
 
 

@@ -85,10 +85,10 @@ class Memory:
                 [record.to_json() for record in state.records()],
                 state.deadline_at,
                 0 if state.last_close is None else state.last_close.revision,
-                aggregator._dispatched.get(association, 0),
+                aggregator.known.dispatched.get(association, 0),
             )
             for association, state in aggregator.state().items()
-            if aggregator.inbox.owns(TopicPartition(aggregator.inbox.group, aggregator._partition[association]))
+            if aggregator.inbox.owns(TopicPartition(aggregator.inbox.group, aggregator.known.partitions[association]))
         }
 
 

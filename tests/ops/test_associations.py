@@ -87,9 +87,13 @@ class Served:
         self.router = router
         self.events = events
         self.seen: list[ProductSet] = []
-        self.products = ProductSets(
-            store=connection.store, results=connection.results, run="prompt", visible=self.see,
-            publish=router.send_event,
+        self.products = self.worker()
+
+    def worker(self) -> ProductSets:
+        """Product sets as another process has them, which knows of none that was complete."""
+        return ProductSets(
+            store=self.connection.store, results=self.connection.results, run="prompt", visible=self.see,
+            publish=self.router.send_event,
         )  # fmt: skip
 
     async def see(self, complete: ProductSet) -> None:
@@ -291,7 +295,8 @@ def test_products_that_become_visible_are_told_of_and_repeats_are_known_by_their
             assert await served.connection.store.get(product["key"]) == member.encode()
         record = await served.connection.store.get(value["record"])
         assert ProductSet(**json.loads(record or b"")).revision == 1
-        # A worker that was killed before its commit does it all again.
+        # What a worker did that was killed before its commit, another one does again.
+        served.products = served.worker()
         await served.finalize()
         repeats = await served.records(product_event_topic_name("prompt"))
         assert len(repeats) > 1
@@ -320,6 +325,7 @@ def test_an_association_of_which_nobody_can_be_finalized_is_complete_too(site: S
 
     site.during(all_fail)
     assert site.told("list")[0]["complete"]
+    assert main(["status", "--wait", "0"]) == 0, "there is nobody left to wait for"
 
 
 def test_a_superseded_association_is_told_of_as_such_and_its_products_are_not_shown_any_more(site: Site) -> None:

@@ -226,7 +226,7 @@ async def test_what_the_aggregator_keeps_is_valid_and_what_it_meets_is_counted(t
             tasks.cancel_scope.cancel()
         kept = await broker.read_latest("prompt.tweakreg.changelog")
         (buried,) = await broker.read(dead_letter_topic_name("prompt"), 0, 0, 9)
-    assert kept.keys() == {b"a-1/r1", b"#whole/0"}
+    assert kept.keys() == {b"a-1/r1/1", b"#whole/0"}
     for known in kept.values():
         check("changelog", json.loads(known.value or b"null"))
     check("changelog", {"partition": 0, "revision": 1})

@@ -70,6 +70,16 @@ def run_pipeline(
     }
 
 
+def step_parameters(assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """Parameters by step from ``step.parameter=value``, values as TOML has them."""
+    steps: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        target, _, value = assignment.partition("=")
+        step, _, parameter = target.partition(".")
+        steps.setdefault(step, {})[parameter] = tomllib.loads(f"v = {value}")["v"]
+    return steps
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line of the module."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -80,18 +90,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="step.parameter=value")
     options = parser.parse_args(arguments)
-    steps: dict[str, dict[str, Any]] = {}
-    for assignment in options.set:
-        target, _, value = assignment.partition("=")
-        step, _, parameter = target.partition(".")
-        steps.setdefault(step, {})[parameter] = tomllib.loads(f"v = {value}")["v"]
     report = run_pipeline(
         [source.resolve() for source in options.sources],
         references=options.references.resolve(),
         gaia=options.gaia.resolve(),
         out=options.out.resolve(),
         cache=options.cache.resolve(),
-        steps=steps,
+        steps=step_parameters(options.set),
     )
     sys.stdout.write(json.dumps(report) + "\n")
     return 0

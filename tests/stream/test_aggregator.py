@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from stream.message import MemberMessage, MemberStatus, Message, OrderAction, Or
 from stream.router import Router, run_topics
 from stream.store import ObjectStore
 from stream.store.obstore_store import open_store
+from stream.together import together
 from stream.topology import StageRow, Topology
 from stream.tracing import Resting
 
@@ -87,15 +89,20 @@ class Site:
 
     @asynccontextmanager
     async def serving(
-        self, solve: Callable[[Close, dict[str, MemberMessage]], Awaitable[Solved | None]] | None = None
-    ) -> AsyncIterator[None]:
+        self,
+        solve: Callable[[Close, dict[str, MemberMessage]], Awaitable[Solved | None]] | None = None,
+        *,
+        revision_delay: float = 1800.0,
+        forget_seconds: float = 86_400.0,
+    ) -> AsyncIterator[Aggregator]:
         aggregator = Aggregator(
             broker=self.broker, store=self.store, router=self.router, solver=solve or self.solve, abandon=self.abandon,
-            settings=AssociationSettings(deadline=None), clock=SystemClock(), observe=self.events.append,
+            settings=AssociationSettings(deadline=None, revision_delay=revision_delay), clock=SystemClock(),
+            observe=self.events.append, forget_seconds=forget_seconds,
         )  # fmt: skip
         async with anyio.create_task_group() as tasks:
             await tasks.start(aggregator.run)
-            yield
+            yield aggregator
             tasks.cancel_scope.cancel()
 
     async def until(self, event: str, count: int = 1) -> None:
@@ -162,6 +169,33 @@ async def test_members_are_sent_on_as_they_were_at_the_close_though_one_changed_
         assert await site.sent() == {("e1", 1): member("e1").identity, ("e2", 1): member("e2").identity}
 
 
+async def test_a_closed_association_is_forgotten_in_time_and_who_comes_late_opens_a_revision_with_all(
+    tmp_path: Path,
+) -> None:
+    async with Site.opened(tmp_path) as site:
+        async with site.serving(revision_delay=0.3, forget_seconds=0.2) as aggregator:
+            for name in PAIR.members:
+                await site.router.send_member(member(name))
+            await site.until("dispatched")
+            assert PAIR.association in aggregator.state(), "not at once"
+            await site.until("forgotten")
+            assert aggregator.state() == {}
+            assert await aggregator.known.changelog.read() == {}
+            await site.router.send_member(member("e2"))  # a repeat of who was there
+            await site.until("forgotten", 2)
+        async with site.serving(revision_delay=0.3, forget_seconds=0.2):
+            await site.router.send_member(member("e1", "anew"))
+            await site.until("dispatched", 2)
+            await site.until("forgotten", 3)
+        assert [event["associations"] for event in site.events if event["event"] == "restored"] == [0, 0]
+        assert [event["revision"] for event in site.events if event["event"] == "closed"] == [1, 2]
+        sent = await site.sent()
+        assert sent == {
+            **{(name, 1): member(name).identity for name in PAIR.members},
+            ("e1", 2): member("e1", "anew").identity, ("e2", 2): member("e2").identity,
+        }  # fmt: skip
+
+
 async def test_a_store_that_does_not_answer_while_a_close_is_solved_fails_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,3 +246,21 @@ async def test_the_list_of_a_product_name_that_was_announced_last_is_the_newest(
     plain = MemberList("e1-0", ("e1",))
     assert await take_product_name(store, RUN, plain) is None
     assert await superseded_by(store, RUN, plain.association, None) is None
+
+
+async def test_announcers_at_once_of_one_product_name_agree_which_list_was_last(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    lists = {f"pair-{number}": MemberList(f"pair-{number}", (f"e{number}",), "pair") for number in range(12)}
+    before: dict[str, str | None] = {}
+
+    async def announce(name: str) -> None:
+        before[name] = await take_product_name(store, RUN, lists[name])
+
+    await together([partial(announce, name) for name in lists])
+    (last,) = set(lists) - set(before.values())
+    behind: list[str] = []
+    while (name := before[behind[-1]] if behind else last) is not None:
+        behind.append(name)
+    assert sorted(behind) == sorted(lists), "each came behind another one, and one was the first"
+    for name in lists:
+        assert await superseded_by(store, RUN, name, "pair") == (None if name == last else last)
