@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import Simulated, run_in_process, simulate
 from tests.oracle.compare import Differences, compare_products
+from tests.parity.record import note
 
 pytestmark = pytest.mark.oracle
 
@@ -61,6 +62,20 @@ def check(found: Differences, *, unequal: float = 0.0) -> None:
     assert found.sources[0] == found.sources[1]
     assert {name: value for name, value in found.columns.items() if value > COLUMN} == {}
     assert found.wcs_mas < WCS_MAS
+    keep(found, "equal" if unequal == 0 else f"equal but for {unequal:g}")
+
+
+def keep(found: Differences, bar: str) -> None:
+    """For the page: what was just asserted."""
+    for name, size in found.sizes.items():
+        what = f"`_segm` `{name[5:]}`" if name.startswith("segm.") else f"`_cal` `{name}`"
+        note("end to end", what, bar, values=size, equal=round(found.equal_fraction[name] * size))
+    for name, relative in found.columns.items():
+        what = "`_cat`, columns of the PSF fit" if "psf" in name else "`_cat`, all other columns"
+        equal = found.sources[0] if relative == 0 else 0
+        note("end to end", what, f"{COLUMN:g} relative", values=found.sources[0], equal=equal, relative=relative)
+    compared = {"values": 2 * 17 * 17, "equal": 0 if found.wcs_mas else 2 * 17 * 17, "absolute": found.wcs_mas}
+    note("end to end", "WCS of `_cal` and `_wcs`, mas", f"{WCS_MAS:g} mas", **compared)
 
 
 def test_an_association_of_two_detectors_and_two_dithers(simulated_association: Simulated, tmp_path: Path) -> None:
