@@ -6,7 +6,7 @@ DEMO_DIR ?= demo
 DEMO_ROWS ?= 4096
 DEMO_DETECTOR ?= WFI01
 
-.PHONY: demo test lint types unit coverage newest faults bench bench-engine bench-association lock clean
+.PHONY: demo test lint types unit coverage newest faults parity bench bench-engine bench-association lock clean
 
 define make_environment
 	@$(PYTHON) -c 'import sys; sys.exit("make: Python >= 3.11 is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -52,6 +52,12 @@ newest:
 # `test` runs a slice of each.
 faults: test-environment
 	RAMPSTREAM_FAULTS=full $(TEST_ENV)/bin/python -m pytest tests/faults tests/e2e/test_presets_distributed.py tests/e2e/test_distributed.py $(PYTEST_ARGS)
+
+# All comparisons with the reference implementation; writes the tables of docs/parity.md if all pass.
+# `make parity RAMPSTREAM_PARITY=full`: many more generated cases.
+export RAMPSTREAM_PARITY
+parity: test-environment
+	RAMPSTREAM_PARITY_PAGE=write $(TEST_ENV)/bin/python -m pytest tests/parity $(PYTEST_ARGS)
 
 bench: test-environment
 	$(TEST_ENV)/bin/python -m bench.pipeline

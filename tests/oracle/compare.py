@@ -10,16 +10,10 @@ import asdf
 import numpy as np
 import pyarrow.parquet as pq
 
-ACCEPTED_META = {
-    "calibration_software_name",
-    "calibration_software_version",
-    "file_date",
-    "cal_logs",
-    "asn",
-    "ref_file",
-    "filename",
-}
-"""Metadata that tell who wrote the file, when and from where."""
+from tests.parity.accepted import ACCEPTED
+
+ACCEPTED_META = {key for accepted in ACCEPTED.values() for key in accepted.meta} | {"filename"}
+"""Metadata that tell who wrote the file, when and from where; the name is that of the input."""
 
 
 @dataclass
@@ -141,8 +135,8 @@ def compare_products(ours: Path, theirs: Path, exposure: str) -> Differences:
             for key in ("data", "detection_image"):
                 if key in b["roman"]:
                     x, y = np.asarray(a["roman"][key]), np.asarray(b["roman"][key])
-                    found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | (np.isnan(x) & np.isnan(y))))
                     found.sizes[f"segm.{key}"] = x.size
+                    found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | (np.isnan(x) & np.isnan(y))))
             _compare_meta("segm.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
     with asdf.open(ours / f"{exposure}_wcs.asdf") as a, asdf.open(theirs / f"{exposure}_wcs.asdf") as b:
         _compare_meta("wcs.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)

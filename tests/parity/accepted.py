@@ -17,11 +17,14 @@ class AcceptedDifference:
         Cells of the table in ``docs/parity.md``.
     whole : bool
         Whether all values of a comparison may be of this class; otherwise one in ten thousand at most.
+    meta : tuple of str
+        Keys below ``meta`` of the products that it is about.
     """
 
     what: str
     why: str
     whole: bool = False
+    meta: tuple[str, ...] = ()
 
 
 ACCEPTED = {
@@ -32,20 +35,27 @@ ACCEPTED = {
         whole=True,
     ),
     "software": AcceptedDifference(
-        "`calibration_software_name`, `calibration_software_version`", "they say who made the product"
+        "`calibration_software_name`, `calibration_software_version`",
+        "they say who made the product",
+        meta=("calibration_software_name", "calibration_software_version"),
     ),
-    "dates": AcceptedDifference("`file_date`, the text of `cal_logs`", "when and how, not what"),
+    "dates": AcceptedDifference(
+        "`file_date`, the text of `cal_logs`", "when and how, not what", meta=("file_date", "cal_logs")
+    ),
     "catalog-name": AcceptedDifference(
         "`meta.source_catalog.tweakreg_catalog_name` holds the catalog's base name",
         "the reference writes the path as it was at the time of writing, which is wrong once files move",
+        meta=("source_catalog.tweakreg_catalog_name",),
     ),
     "association-members": AcceptedDifference(
         "`meta.asn.expected_members`, `meta.asn.used_members` for associations",
         "additional: which members there should have been and which were used",
+        meta=("asn",),
     ),
     "reference-names": AcceptedDifference(
         "`meta.ref_file.*` hold absolute paths, `crds` keeps the input's values, for references from a folder",
         "as the reference has it for an overridden file; with `crds://CONTEXT` both are as the reference writes them",
+        meta=("ref_file",),
     ),
     "missing-parameters": AcceptedDifference(
         "a parameter reference (`pars-*`) that CRDS names but that is not in the cache fails the exposure",
