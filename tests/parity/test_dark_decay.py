@@ -10,7 +10,7 @@ import pytest
 from stages.dark_decay import DarkDecayStage, subtract_dark_decay
 from tests.parity.both_sides import our_ramp, run_stage
 from tests.parity.random_ramps import random_ramp
-from tests.parity.record import EQUAL, compare, seeds
+from tests.parity.record import EQUAL, compare, full_length, seeds
 
 pytestmark = pytest.mark.oracle
 
@@ -55,6 +55,7 @@ def test_generated_exposures_of_every_detector_equal_the_oracles(seed: int) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not full_length(), reason="the whole frame of test_end_to_end goes through dark_decay")
 @pytest.mark.parametrize("sca", [3, 7])
 def test_a_full_frame_equals_the_oracles(sca: int) -> None:
     from romancal.dark_decay.dark_decay import subtract_dark_decay as oracle

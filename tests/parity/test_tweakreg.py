@@ -149,7 +149,7 @@ def test_several_groups_chosen_by_overlap(tmp_path, sky):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2, 3] if record.full_length() else [1])
 def test_several_groups_of_several_detectors_chosen_by_overlap(tmp_path, sky, seed):
     compare(tmp_path, mosaic(sky, 4, 2, seed=seed, dither=120.0 * seed), sky)
 
