@@ -55,9 +55,12 @@ faults: test-environment
 
 # All comparisons with the reference implementation; writes the tables of docs/parity.md if all pass.
 # `make parity RAMPSTREAM_PARITY=full`: many more generated cases.
-export RAMPSTREAM_PARITY
+PARITY_DIR := $(CURDIR)/.cache/parity
 parity: test-environment
-	RAMPSTREAM_PARITY_PAGE=write $(TEST_ENV)/bin/python -m pytest tests/parity $(PYTEST_ARGS)
+	rm -rf $(PARITY_DIR)
+	RAMPSTREAM_PARITY=$(RAMPSTREAM_PARITY) RAMPSTREAM_PARITY_RECORDS=$(PARITY_DIR) \
+		$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope tests/parity
+	$(TEST_ENV)/bin/python -m tests.parity.page $(PARITY_DIR)
 
 bench: test-environment
 	$(TEST_ENV)/bin/python -m bench.pipeline

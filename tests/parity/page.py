@@ -1,15 +1,20 @@
-"""Writes what the parity tests saw into ``docs/parity.md``, between its markers. Compares nothing itself."""
+"""Writes what the parity tests saw into ``docs/parity.md``, between its markers. Compares nothing itself.
+
+``python -m tests.parity.page FOLDER`` takes what runs of the tests left in a folder (``RAMPSTREAM_PARITY_RECORDS``).
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.parity.accepted import ACCEPTED
-from tests.parity.record import EQUAL, Comparison, full_length
+from tests.parity.record import EQUAL, Comparison, load
 
-__all__ = ["PAGE", "STAGES", "accepted_table", "lacking", "results", "with_section"]
+__all__ = ["PAGE", "STAGES", "accepted_table", "lacking", "main", "results", "with_section"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 
@@ -63,9 +68,12 @@ def results(seen: Sequence[Comparison]) -> str:
     unknown = {comparison.stage for comparison in seen} - set(STAGES)
     if unknown:
         raise ValueError(f"no section for {sorted(unknown)}")
-    length = "`RAMPSTREAM_PARITY=full`" if full_length() else "the short form"
-    text = [f"Written by `make parity` ({length}): {len(seen)} comparisons in {len({c.case for c in seen})} tests.", ""]
+    text = [f"Written by `make parity`: {len(seen)} comparisons in {len({c.case for c in seen})} tests.", ""]
+    if missing := lacking(seen):
+        text += [f"Not compared in this run: {', '.join(missing)}.", ""]
     for stage in STAGES:
+        if stage in missing:
+            continue
         rows: dict[tuple[str, str], Row] = {}
         for comparison in seen:
             if comparison.stage == stage:
@@ -98,9 +106,29 @@ def with_section(text: str, name: str, section: str) -> str:
     return f"{before}{first}\n{section}\n{last}{after}"
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page; 1, and nothing written, when a stage was not compared (unless that is what is wanted)."""
+    parser = argparse.ArgumentParser(prog="python -m tests.parity.page", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--partial", action="store_true", help="write the page also when it lacks stages")
+    options = parser.parse_args(arguments)
+    seen = load(options.folder)
+    missing = lacking(seen)
+    if missing and not options.partial:
+        sys.stderr.write(f"{PAGE} is left as it was: nothing was compared of {', '.join(missing)}\n")
+        return 1
+    text = with_section(PAGE.read_text(encoding="utf-8"), "results", results(seen))
+    PAGE.write_text(with_section(text, "accepted differences", accepted_table()), encoding="utf-8")
+    return 0
+
+
 def _line(what: str, bar: str, row: Row) -> str:
     part = row.equal / row.values if row.values else 1.0
     # Rounded down: all but all is not all.
     equal = "all" if row.equal == row.values else f"{int(part * 1e6) / 1e4:.4f} %"
     outside = ", ".join(f"{count} {name}" for name, count in sorted(row.outside.items())) or "0"
     return f"| {what} | {bar or EQUAL.text} | {len(row.cases)} | {row.values} | {row.largest()} | {equal} | {outside} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.parity.accepted import ACCEPTED
 
-__all__ = ["EQUAL", "F2", "F4", "SEEN", "Bar", "Comparison", "compare", "compare_same", "full_length", "note", "seeds"]
+__all__ = [
+    "EQUAL",
+    "F2",
+    "F4",
+    "SEEN",
+    "Bar",
+    "Comparison",
+    "compare",
+    "compare_same",
+    "full_length",
+    "load",
+    "note",
+    "save",
+    "seeds",
+]
 
 OUTSIDE_FRACTION = 1e-4
 """Part of the values that may lie outside the bar, in listed classes of difference."""
+
+
+def full_length() -> bool:
+    """Whether the long form was asked for (``RAMPSTREAM_PARITY=full``)."""
+    return os.environ.get("RAMPSTREAM_PARITY") == "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +76,8 @@ class Comparison:
         Largest differences among the values that are finite on both sides; 0 where all are equal.
     outside : mapping
         Number of values outside the bar by class of accepted difference.
+    full : bool
+        Whether the run was at full length.
     """
 
     stage: str
@@ -67,15 +90,11 @@ class Comparison:
     relative: float = 0.0
     absolute: float = 0.0
     outside: Mapping[str, int] = field(default_factory=dict)
+    full: bool = field(default_factory=full_length)
 
 
 SEEN: list[Comparison] = []
 """What this process compared: read once, at the end, by the writer of the page."""
-
-
-def full_length() -> bool:
-    """Whether the long form was asked for (``RAMPSTREAM_PARITY=full``)."""
-    return os.environ.get("RAMPSTREAM_PARITY") == "full"
 
 
 def seeds(few: int, many: int) -> range:
@@ -148,6 +167,18 @@ def compare_same(stage: str, what: str, ours: Any, theirs: Any) -> None:
 def note(stage: str, what: str, bar: str, *, values: int, equal: int, **largest: float) -> None:
     """Keep what another comparison found, which has its own assertions."""
     SEEN.append(Comparison(stage, what, _case(), bar, values, equal, **largest))
+
+
+def save(path: Path, seen: Sequence[Comparison]) -> None:
+    """Write what a process saw."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(comparison) for comparison in seen]), encoding="utf-8")
+
+
+def load(folder: Path) -> list[Comparison]:
+    """Read what all processes saw."""
+    files = sorted(folder.glob("*.json"))
+    return [Comparison(**row) for path in files for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _case() -> str:

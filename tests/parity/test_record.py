@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tests.parity import record
+from tests.parity import page, record
 from tests.parity.accepted import ACCEPTED
 from tests.parity.page import PAGE, STAGES, accepted_table, lacking, results, with_section
 from tests.parity.record import EQUAL, F2, F4, Bar, compare, compare_same
@@ -98,6 +100,29 @@ def test_the_page_says_what_was_seen_by_stage(seen: list[record.Comparison], mon
     compare("no stage", "x", ONES, ONES)
     with pytest.raises(ValueError, match="no stage"):
         results(seen)
+
+
+def test_the_page_is_written_from_what_several_processes_saw(
+    seen: list[record.Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "parity.md"
+    copy.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(page, "PAGE", copy)
+    before = copy.read_text(encoding="utf-8")
+    for number, stage in enumerate(STAGES):
+        monkeypatch.setenv("RAMPSTREAM_PARITY", "full" if number else "")
+        compare(stage, "`x`", ONES, ONES)
+    record.save(tmp_path / "records" / "1.json", seen[:5])
+    assert page.main([str(tmp_path / "records")]) == 1
+    assert copy.read_text(encoding="utf-8") == before
+    assert page.main([str(tmp_path / "records"), "--partial"]) == 0
+    assert f"Not compared in this run: {', '.join(STAGES[5:])}.\n" in copy.read_text(encoding="utf-8")
+    record.save(tmp_path / "records" / "2.json", seen[5:])
+    assert page.main([str(tmp_path / "records")]) == 0
+    text = copy.read_text(encoding="utf-8")
+    assert text.count("| `x` | 2 ulp or 1e-6 of the median | 1 | 20000 | 0 | all | 0 |") == len(STAGES)
+    assert (text.count("Short form."), text.count("At full length.")) == (1, len(STAGES) - 1)
+    assert record.load(tmp_path / "records") == seen
 
 
 def test_only_what_stands_between_the_markers_is_replaced() -> None:
