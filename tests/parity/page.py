@@ -78,8 +78,11 @@ def results(seen: Sequence[Comparison]) -> str:
         for comparison in seen:
             if comparison.stage == stage:
                 rows.setdefault((comparison.what, comparison.bar), Row()).add(comparison)
+        lengths = {comparison.full for comparison in seen if comparison.stage == stage}
         text += [
             f"### {stage}",
+            "",
+            "Partly at full length." if len(lengths) == 2 else "At full length." if True in lengths else "Short form.",
             "",
             "| compared | bar | cases | values | largest difference | equal | outside the bar |",
         ]
