@@ -14,7 +14,7 @@ from tests.parity.random_ramps import RandomRamp
 from tests.parity.record import Bar, compare, compare_same
 from tests.stages.ramp_frames import FakeReference, ramp_exposure
 
-__all__ = ["BORDERS", "compare_arrays", "our_ramp", "run_oracle_step", "run_stage", "their_ramp"]
+__all__ = ["BORDERS", "compare_arrays", "our_ramp", "run_oracle_step", "run_stage", "shown", "their_ramp"]
 
 BORDERS = tuple(
     f"{prefix}border_ref_pix_{side}" for prefix in ("", "dq_") for side in ("left", "right", "top", "bottom")
@@ -73,11 +73,16 @@ def run_stage(
     return exposure
 
 
+def shown(name: str) -> str:
+    """An array as the page calls it: the four sides of the border are one row."""
+    return f"`{name.rpartition('_')[0]}_*`" if "border_ref_pix" in name else f"`{name}`"
+
+
 def compare_arrays(
     stage: str, exposure: Exposure, model: Any, names: tuple[str, ...], *, bar: Bar | None = None, **accepted: Any
 ) -> None:
     """Compare arrays of an exposure, and the status of its stage, with those of a model."""
     for name in names:
-        compare(stage, f"`{name}`", exposure.arrays[name], np.asarray(model[name]), bar=bar, accepted=accepted)
+        compare(stage, shown(name), exposure.arrays[name], np.asarray(model[name]), bar=bar, accepted=accepted)
     statuses = {key: str(value) for key, value in exposure.meta["cal_step"].items()}
     compare_same(stage, "`cal_step`", statuses, {key: str(value) for key, value in model.meta.cal_step.items()})

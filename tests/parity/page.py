@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 STAGES = (
     "dq_init", "saturation", "refpix", "read times", "dark_decay", "wfi18_transient", "linearity", "ramp_fit",
     "saturated", "dark_current", "assign_wcs", "photom", "flat_field", "source_catalog", "tweakreg", "products",
-    "end to end",
+    "branches", "end to end",
 )  # fmt: skip
 """Sections of the results, in the order of the pipeline."""
 

@@ -10,7 +10,7 @@ import pytest
 from stages.dq_init import DQInitParameters, DQInitStage
 from stages.exposure import Exposure, Level
 from stream.stage import Slot
-from tests.parity.both_sides import run_oracle_step, run_stage
+from tests.parity.both_sides import run_oracle_step, run_stage, shown
 from tests.parity.record import EQUAL, compare, compare_same, seeds
 from tests.stages.ramp_frames import FakeReference
 
@@ -148,5 +148,5 @@ def test_generated_exposures_equal_the_oracles(seed: int) -> None:
 
 def _assert_equal(exposure: Exposure, expected: Any) -> None:
     for name in ("data", "groupdq", "pixeldq", "amp33", *BORDERS):
-        compare("dq_init", f"`{name}`", exposure.arrays[name], np.asarray(expected[name]), bar=EQUAL)
+        compare("dq_init", shown(name), exposure.arrays[name], np.asarray(expected[name]), bar=EQUAL)
     assert not {"resultantdq", "reference_read", "reference_amp33"} & exposure.arrays.keys()

@@ -191,7 +191,7 @@ def test_the_image_of_a_fully_saturated_exposure(seed: int) -> None:
     exposure = both.our_ramp(case)
     become_saturated_image(exposure, Slot())
     for name in ("data", "dq", "err", "var_poisson", "chisq", "amp33", *both.BORDERS):
-        compare("saturated", f"`{name}`", exposure.arrays[name], np.asarray(model[name]), bar=EQUAL)
+        compare("saturated", both.shown(name), exposure.arrays[name], np.asarray(model[name]), bar=EQUAL)
     dumo = exposure.arrays["dumo"]
     compare("saturated", "`dumo`", dumo, np.asarray(model.dumo), accepted={"saturated-product": dumo == 0})
     # The oracle's tweakreg says so later, for all that have no catalog.

@@ -10,7 +10,7 @@ import pytest
 from stages.dq import PixelDQ
 from stages.refpix import RefpixStage
 from stream.stage import Slot
-from tests.parity.both_sides import BORDERS, compare_arrays, our_ramp, run_oracle_step, run_stage, their_ramp
+from tests.parity.both_sides import BORDERS, compare_arrays, our_ramp, run_oracle_step, run_stage, shown, their_ramp
 from tests.parity.random_ramps import RandomRamp, random_ramp, read_pattern
 from tests.parity.record import EQUAL, compare, seeds
 from tests.stages.ramp_frames import FakeReference, ramp_exposure
@@ -68,7 +68,7 @@ def test_data_and_amp33_equal_the_oracles(off: str | None) -> None:
     RefpixStage().process(exposure, {"refpix": FakeReference(**tree)}, parameters, Slot(threads=2))
     assert (exposure.arrays["data"] != np.asarray(expected.data)).mean() < 1e-6
     for name in ("data", "amp33", "border_ref_pix_left", "border_ref_pix_right"):
-        compare("refpix", f"`{name}`", exposure.arrays[name], np.asarray(expected[name]))
+        compare("refpix", shown(name), exposure.arrays[name], np.asarray(expected[name]))
 
 
 @pytest.mark.parametrize("seed", seeds(2, 40))

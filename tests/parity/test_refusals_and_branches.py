@@ -115,4 +115,4 @@ def test_each_type_goes_through_the_oracles_steps(kind: ExposureType, monkeypatc
     pipeline.process(model)
     # For tweakreg all go to the joint stage, here and there: it skips those without a catalog.
     ours = [THEIR_NAMES.get(row.name, row.name) for row in TABLE if kind in row.branches and row.name != "finalize"]
-    compare_same("end to end", "steps by type of exposure", ours, went)
+    compare_same("branches", "steps by type of exposure", ours, went)
