@@ -68,7 +68,7 @@ def results(seen: Sequence[Comparison]) -> str:
     unknown = {comparison.stage for comparison in seen} - set(STAGES)
     if unknown:
         raise ValueError(f"no section for {sorted(unknown)}")
-    text = [f"Written by `make parity`: {len(seen)} comparisons in {len({c.case for c in seen})} tests.", ""]
+    text = [f"Written from {len(seen)} comparisons in {len({c.case for c in seen})} tests.", ""]
     if missing := lacking(seen):
         text += [f"Not compared in this run: {', '.join(missing)}.", ""]
     for stage in STAGES:
