@@ -51,7 +51,7 @@ class Row:
     def largest(self) -> str:
         """The largest difference in words."""
         if not (self.ulp or self.relative or self.absolute):
-            return "0" if self.equal == self.values else "not a number"
+            return "0" if self.equal + sum(self.outside.values()) == self.values else "not a number"
         parts = [f"{self.ulp:.3g} ulp"] if 0 < self.ulp < 1e4 else []
         parts += [f"{self.relative:.1e} relative"] if 0 < self.relative < 1 else []
         return ", ".join(parts or [f"{self.absolute:.1e}"])
