@@ -6,7 +6,7 @@ DEMO_DIR ?= demo
 DEMO_ROWS ?= 4096
 DEMO_DETECTOR ?= WFI01
 
-.PHONY: demo test lint types unit coverage newest faults bench bench-engine bench-association lock clean
+.PHONY: demo test lint types unit coverage newest faults parity bench bench-engine bench-association lock clean
 
 define make_environment
 	@$(PYTHON) -c 'import sys; sys.exit("make: Python >= 3.11 is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -53,6 +53,15 @@ newest:
 # `test` runs a slice of each.
 faults: test-environment
 	RAMPSTREAM_FAULTS=full $(TEST_ENV)/bin/python -m pytest tests/faults tests/e2e/test_presets_distributed.py tests/e2e/test_distributed.py $(PYTEST_ARGS)
+
+# All comparisons with the reference implementation; writes the tables of docs/parity.md if all pass.
+# `make parity RAMPSTREAM_PARITY=full`: many more generated cases.
+PARITY_DIR := $(CURDIR)/.cache/parity
+parity: test-environment
+	rm -rf $(PARITY_DIR)
+	RAMPSTREAM_PARITY=$(RAMPSTREAM_PARITY) RAMPSTREAM_PARITY_RECORDS=$(PARITY_DIR) \
+		$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope tests/parity
+	$(TEST_ENV)/bin/python -m tests.parity.page $(PARITY_DIR)
 
 bench: test-environment
 	$(TEST_ENV)/bin/python -m bench.pipeline

@@ -10,16 +10,10 @@ import asdf
 import numpy as np
 import pyarrow.parquet as pq
 
-ACCEPTED_META = {
-    "calibration_software_name",
-    "calibration_software_version",
-    "file_date",
-    "cal_logs",
-    "asn",
-    "ref_file",
-    "filename",
-}
-"""Metadata that tell who wrote the file, when and from where."""
+from tests.parity.accepted import ACCEPTED
+
+ACCEPTED_META = {key for accepted in ACCEPTED.values() for key in accepted.meta} | {"filename"}
+"""Metadata that tell who wrote the file, when and from where; the name is that of the input."""
 
 
 @dataclass
@@ -27,6 +21,7 @@ class Differences:
     """What was compared, and what was found to differ."""
 
     equal_fraction: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     outside: dict[str, float] = field(default_factory=dict)
     meta: list[str] = field(default_factory=list)
     columns: dict[str, float] = field(default_factory=dict)
@@ -52,6 +47,7 @@ def compare_images(ours: Path, theirs: Path, found: Differences) -> None:
                 continue
             same = (x == y) | ((x != x) & (y != y))  # noqa: PLR0124 - NaN
             found.equal_fraction[key] = float(same.mean()) if same.size else 1.0
+            found.sizes[key] = same.size
         difference = np.abs(np.asarray(mine["data"], np.float64) - np.asarray(oracle["data"], np.float64))
         with np.errstate(invalid="ignore"):
             found.outside["data"] = float(np.mean((difference > 1e-3 * err)[good]))
@@ -139,6 +135,7 @@ def compare_products(ours: Path, theirs: Path, exposure: str) -> Differences:
             for key in ("data", "detection_image"):
                 if key in b["roman"]:
                     x, y = np.asarray(a["roman"][key]), np.asarray(b["roman"][key])
+                    found.sizes[f"segm.{key}"] = x.size
                     found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | (np.isnan(x) & np.isnan(y))))
             _compare_meta("segm.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
     with asdf.open(ours / f"{exposure}_wcs.asdf") as a, asdf.open(theirs / f"{exposure}_wcs.asdf") as b:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stages.dark_current import subtract_dark
+from tests.parity.record import EQUAL, compare
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 
@@ -30,6 +31,6 @@ def test_dark_current_equals_romancal_bit_for_bit() -> None:
     theirs = step.process(model)
     subtract_dark(data, dq, dark.dark_slope, dark.dq, threads=2)
 
-    np.testing.assert_array_equal(data, np.asarray(theirs.data))
-    np.testing.assert_array_equal(dq, np.asarray(theirs.dq))
+    compare("dark_current", "`data`", data, np.asarray(theirs.data), bar=EQUAL)
+    compare("dark_current", "`dq`", dq, np.asarray(theirs.dq))
     assert theirs.meta.cal_step.dark == "COMPLETE"

@@ -10,6 +10,7 @@ import pytest
 from stages.dq import GroupDQ, PixelDQ
 from stages.linearity import LinearityStage
 from stream.stage import Slot
+from tests.parity.record import EQUAL, compare
 from tests.stages.ramp_frames import FakeReference, ramp_exposure
 
 pytestmark = pytest.mark.oracle
@@ -108,8 +109,8 @@ def test_data_and_flags_equal_the_oracles(pattern: list[list[int]], grid: str) -
     }
     LinearityStage().process(exposure, references, LinearityStage.parameters_type(), Slot(threads=2))
     cut = np.abs(data) > 1e6
-    np.testing.assert_array_equal(exposure.arrays["data"], np.clip(data, -1e6, 1e6))
-    np.testing.assert_array_equal(exposure.arrays["pixeldq"], pixeldq)
-    np.testing.assert_array_equal(exposure.arrays["groupdq"], frame["groupdq"] | cut)
+    compare("linearity", "`data`", exposure.arrays["data"], np.clip(data, -1e6, 1e6), bar=EQUAL)
+    compare("linearity", "`pixeldq`", exposure.arrays["pixeldq"], pixeldq)
+    compare("linearity", "`groupdq`", exposure.arrays["groupdq"], frame["groupdq"] | cut)
     assert cut.any()
     assert np.isfinite(data).mean() > 0.9

@@ -22,6 +22,7 @@ from stages.finalize.catalog_product import write_catalog
 from stages.finalize.statistics import image_statistics
 from stages.wcs import build_wcs, wcs_numbers
 from tests.oracle.crds_cache import make_cache
+from tests.parity.record import EQUAL, compare, compare_same
 from tests.stages.final_exposures import SOURCE_TAG, VERSIONS, distortion_model, image_exposure, references
 from tests.stages.input_files import complete_meta
 
@@ -135,7 +136,7 @@ def test_the_catalog_file_has_the_same_metadata(oracle: Oracle, ours: dict[str, 
     assert set(found) - set(theirs) == set()
     for key, value in theirs.items():
         if not key.decode().endswith(OUR_OWN):
-            assert found[key] == value, key
+            compare_same("products", "`_cat` metadata", found[key], value)
 
 
 @pytest.mark.oracle
@@ -146,7 +147,7 @@ def test_the_catalog_columns_have_the_same_types_units_and_values(oracle: Oracle
         own = found.schema.field(field.name)
         assert own.type == field.type
         assert own.metadata == field.metadata
-        np.testing.assert_array_equal(found[field.name].to_numpy(), theirs[field.name].to_numpy())
+        compare("products", "`_cat` columns", found[field.name].to_numpy(), theirs[field.name].to_numpy(), bar=EQUAL)
     for path in (oracle.catalog, ours["catalog"]):
         assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "UNCOMPRESSED"
 
@@ -159,10 +160,10 @@ def test_the_segmentation_map_is_the_same(oracle: Oracle, ours: dict[str, Path])
         if isinstance(value, ArrayNode):
             assert (found[key].dtype, found[key].shape) == (value.dtype, value.shape)
         elif not key.endswith(OUR_OWN):
-            assert found[key] == value, key
+            compare_same("products", "`_segm` metadata", found[key], value)
     with rdm.open(oracle.segmentation) as one, rdm.open(ours["segmentation"]) as other:
-        np.testing.assert_array_equal(one.data, other.data)
-        np.testing.assert_array_equal(one.detection_image, other.detection_image)
+        for name in ("data", "detection_image"):
+            compare("products", f"`_segm` `{name}`", np.asarray(other[name]), np.asarray(one[name]), bar=EQUAL)
 
 
 @pytest.mark.oracle
@@ -182,8 +183,8 @@ def test_the_wcs_product_has_the_same_keys_and_the_same_wcs(oracle: Oracle, ours
     assert {key for key in theirs if key.startswith("meta")} == {key for key in found if key.startswith("meta")}
     x, y = np.array([0.0, 50.0, 104.0]), np.array([0.0, 40.0, 104.0])
     with rdm.open(oracle.wcs) as one, rdm.open(ours["wcs"]) as other:
-        np.testing.assert_array_equal(one.wcs_l1(x, y), other.wcs_l1(x, y))
-        np.testing.assert_array_equal(one.wcs_l2(x[:2], y[:2]), other.wcs_l2(x[:2], y[:2]))
+        compare("products", "`_wcs` positions", other.wcs_l1(x, y), one.wcs_l1(x, y), bar=EQUAL)
+        compare("products", "`_wcs` positions", other.wcs_l2(x[:2], y[:2]), one.wcs_l2(x[:2], y[:2]), bar=EQUAL)
         assert one.wcs_l1.bounding_box == other.wcs_l1.bounding_box
         assert one.wcs_l1.available_frames == other.wcs_l1.available_frames
 

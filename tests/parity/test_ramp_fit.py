@@ -11,6 +11,7 @@ import pytest
 from stages.exposure import Exposure, Level
 from stages.ramp_fit import RampFit, RampFitParameters
 from stream.stage import Slot
+from tests.parity.record import EQUAL, compare
 
 # The oracle divides by zero and casts to infinity, with warnings.
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
@@ -126,9 +127,7 @@ def run_stage(ramp: Ramp, *, threads: int = 1, **parameters: Any) -> Exposure:
 
 def assert_equal(exposure: Exposure, model: Any, names: tuple[str, ...]) -> None:
     for name in names:
-        ours, theirs = exposure.arrays[name], np.asarray(model[name])
-        assert ours.dtype == theirs.dtype, name
-        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+        compare("ramp_fit", f"`{name}`", exposure.arrays[name], np.asarray(model[name]), bar=EQUAL)
 
 
 IMAGE_ARRAYS = ("data", "dq", "err", "var_poisson", "chisq", "dumo")

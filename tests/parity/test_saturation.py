@@ -8,6 +8,7 @@ import pytest
 from stages.dq import GroupDQ, PixelDQ
 from stages.saturation import flag_saturation
 from stream.stage import Slot
+from tests.parity.record import compare
 
 pytestmark = pytest.mark.oracle
 
@@ -62,6 +63,6 @@ def test_flags_equal_the_oracles(pattern: list[list[int]], grow: int, backup: in
     frame = _frame(pattern)
     groupdq, pixeldq = _oracle(frame, pattern, grow=grow, backup=backup)
     flag_saturation(**frame, read_pattern=pattern, n_pix_grow_sat=grow, backup=backup, slot=Slot(threads=2))
-    np.testing.assert_array_equal(frame["groupdq"], groupdq)
-    np.testing.assert_array_equal(frame["pixeldq"], pixeldq)
+    compare("saturation", "`groupdq`", frame["groupdq"], groupdq)
+    compare("saturation", "`pixeldq`", frame["pixeldq"], pixeldq)
     assert len(pattern) == 1 or np.any(groupdq & 1)
