@@ -34,6 +34,8 @@ class RunOptions:
             given["keep"] = True
         if options.parameters:
             given["parameter_files"] = tuple(options.parameters)
+        if options.save_results:
+            given["save_results"] = tuple(options.save_results)
         for text in options.assignments:
             stage, parameter, value = parse_assignment(text)
             given.setdefault("parameters", {}).setdefault(stage, {})[parameter] = value

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ops.alignment_result import alignment_reason, part_of_solution
 from ops.dropped_payloads import dropped_key
 from ops.pipeline_jobs import Observer, PipelineJobs
 from ops.product_sets import ProductSets
@@ -141,7 +142,7 @@ class PipelineWork:
             self._observe(
                 {"event": "reused", "exposure": message.exposure, "stages": [n for n, _ in identities[: position + 1]]}
             )
-            if self._router.segments.next_inside(name, found.branch) is None:
+            if name == segment.stages[-1] or self._router.segments.next_inside(name, found.branch) is None:
                 await self._records.adopt(found)
                 return found
             whole = await self._results.find(found_identity)
@@ -275,7 +276,7 @@ class PipelineWork:
         if solution is not None:
             stored = solution.object("solution")
             whole = json.loads(await self._store.get(stored.key) or b"null") if stored else None
-            document = _part_of(whole, message.exposure)
+            document = part_of_solution(whole, message.exposure)
         payload = await self._results.find(message.identity)
         if payload is None:
             payload = await self._recompute(message, attempt=attempt)
@@ -313,6 +314,19 @@ class PipelineWork:
             raise PermanentError(f"{message.exposure}: its payload cannot be made again")
         await self._store.delete(dropped_key(message.identity))
         return current
+
+    async def result_of(self, root: Message, stage: str, *, attempt: str) -> Manifest | None:
+        """The whole result of a stage of an ingested exposure, made again where it is not stored.
+
+        None where the exposure does not come to the stage.
+        """
+        topology = self._router.segments.topology
+        route = [name for name in topology.route(root.branch) if not topology.row(name).joint]
+        if stage not in route:
+            return None
+        stages = tuple(route[: route.index(stage) + 1])
+        found = await self._segment(root, Segment(stages[0], stages), attempt=attempt, bigger_slot=False, force=True)
+        return found if found.stage == stage else None
 
     async def _write_products(
         self,
@@ -364,7 +378,7 @@ class PipelineWork:
                 attempt=attempt,
                 extra={
                     "content": made["digests"],
-                    "summary": {**made["summary"], "alignment_reason": _alignment_reason(solution, message.exposure)},
+                    "summary": {**made["summary"], "alignment_reason": alignment_reason(solution, message.exposure)},
                 },
             )
         )
@@ -373,18 +387,3 @@ class PipelineWork:
 def _needed(known: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
     """References that must be fetched for the stages."""
     return [name for stage in stages for name in known["needed"].get(stage, ())]
-
-
-def _part_of(solution: Any, exposure: str) -> Any:
-    """What a solution says of one member: the job needs no more, and others may be ten thousand."""
-    if solution is None:
-        return None
-    part = solution["members"].get(exposure)
-    return {**solution, "members": {} if part is None else {exposure: part}}
-
-
-def _alignment_reason(solution: Any, exposure: str) -> str | None:
-    """Why the joint solution has no correction for an exposure; None where it has, or where there is no solution."""
-    member = (solution or {}).get("members", {}).get(exposure) or {}
-    reason = member.get("reason")
-    return None if reason is None else str(reason)
