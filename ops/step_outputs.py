@@ -21,6 +21,7 @@ from ops.pipeline_jobs import PipelineJobs
 from ops.projection import bring_in_line
 from ops.work import PipelineWork, ingest_key
 from stages.finalize.step_output import IN_PRODUCTS
+from stages.standing import starting_stage
 from stream.failure import Failure
 from stream.identity import canonical_json, chain
 from stream.message import Message
@@ -116,14 +117,16 @@ class StepOutputs:
     async def _root(self, exposure: str, record: dict[str, Any]) -> Message:
         """The message by which an exposure began."""
         manifest = await self._results.read(record["manifest"])
+        first = starting_stage(self._topology, manifest.branch, manifest.facts.get("done", ()))
         return Message(
-            run=self._run, exposure=exposure, stage=self._topology.first_stage(manifest.branch) or "",
-            branch=manifest.branch, identity=manifest.identity, manifest=manifest.key, facts=dict(manifest.facts),
+            run=self._run, exposure=exposure, stage=first or "", branch=manifest.branch,
+            identity=manifest.identity, manifest=manifest.key, facts=dict(manifest.facts),
         )  # fmt: skip
 
     async def _identities(self, root: Message) -> dict[str, str]:
         """Identity of each stage's result, as far as it can be told."""
         route = [name for name in self._topology.route(root.branch) if not self._topology.row(name).joint]
+        route = route[route.index(root.stage) :]
         known = await self._jobs.recipes(tuple(route), root)
         identities, identity = {}, root.identity
         for name, recipe in known["recipes"]:

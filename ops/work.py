@@ -16,6 +16,7 @@ from ops.dropped_payloads import dropped_key
 from ops.pipeline_jobs import Observer, PipelineJobs
 from ops.product_sets import ProductSets
 from stages.pipeline import FINALIZE
+from stages.standing import starting_stage
 from stream.failure import PermanentError, RetriableError
 from stream.identity import chain, final_identity, hash_parts
 from stream.member_list import load_close, read_member_list
@@ -297,7 +298,7 @@ class PipelineWork:
         current: Manifest | None = root
         while current is not None and current.identity != message.identity:
             stage = (
-                topology.first_stage(root.branch)
+                starting_stage(topology, root.branch, root.facts.get("done", ()))
                 if current is root
                 else topology.next_stage(current.stage, current.branch)
             )
@@ -322,6 +323,7 @@ class PipelineWork:
         """
         topology = self._router.segments.topology
         route = [name for name in topology.route(root.branch) if not topology.row(name).joint]
+        route = route[route.index(root.stage) :]
         if stage not in route:
             return None
         stages = tuple(route[: route.index(stage) + 1])

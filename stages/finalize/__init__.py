@@ -220,6 +220,7 @@ def _complete(exposure: Exposure, result: Mapping[str, Any] | None, distortion: 
     if result is None or exposure.catalog is None:
         exposure.set_step("tweakreg", StepStatus.SKIPPED)
         wcs = _unaligned_wcs(exposure, distortion)
+        _forget_alignment(exposure, wcs)
     else:
         from stages.align import apply_alignment
 
@@ -237,6 +238,17 @@ def _unaligned_wcs(exposure: Exposure, distortion: Any) -> Any:
     from stages.wcs import build_wcs
 
     return build_wcs(exposure.wcs, distortion)
+
+
+def _forget_alignment(exposure: Exposure, wcs: Any) -> None:
+    """An image that came in aligned, and is not now, has the footprint of its own WCS."""
+    if wcs is None or "assign_wcs" not in exposure.done:
+        return
+    from stages.wcs import s_region
+
+    region = s_region(wcs)
+    if region is not None:
+        exposure.meta["wcsinfo"]["s_region"] = region
 
 
 def _summary(exposure: Exposure) -> dict[str, Any]:

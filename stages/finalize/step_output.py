@@ -12,6 +12,7 @@ from stages.finalize.image_product import write_image
 from stages.finalize.product_file import plain_metadata, write_product
 from stages.finalize.statistics import image_statistics
 from stages.product_names import base_name, separator
+from stages.ramp_fit.image import BORDER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +81,7 @@ def write_step_output(
         meta["statistics"] = image_statistics(arrays["data"], arrays["dq"], arrays["err"])
         write_image(folder / name, exposure, _wcs(exposure, distortion))
         return name
-    content = {"meta": plain_metadata(meta) | {"model_type": "RampModel"}, **exposure.arrays}
+    content = {"meta": plain_metadata(meta) | {"model_type": "RampModel"}, **exposure.arrays, **_side_columns(exposure)}
     extras = {key: value for key, value in exposure.extras.items() if key not in content}
     write_product(folder / name, "RampModel", "ramp", exposure.source_tag, content | extras)
     return name
@@ -92,8 +93,15 @@ def rename_image(folder: Path, product: Path, filename: str, stage: str) -> str:
 
     name = step_output_name(filename, stage)
     with datamodels.open(product) as model:
+        model.meta.get("source_catalog", {}).pop("tweakreg_catalog_name", None)  # the pipeline adds it after the step
         model.save(folder / name)
     return name
+
+
+def _side_columns(exposure: Exposure) -> dict[str, Any]:
+    """The copies of the left and right border: in the field's ramps they are views of the data."""
+    data = exposure.arrays["data"]
+    return {"border_ref_pix_left": data[..., :BORDER], "border_ref_pix_right": data[..., -BORDER:]}
 
 
 def _wcs(exposure: Exposure, distortion: Any) -> Any:
