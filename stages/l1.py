@@ -1,4 +1,4 @@
-"""Open and validate input files: L1 (raw counts), ramp or rate image. Not the conversion to a ramp, which is dq_init's.
+"""Open and validate input files: L1 (raw counts), ramp or image. Not the conversion to a ramp, which is dq_init's.
 
 An uncompressed file is memory-mapped copy-on-write; an lz4-compressed one is unpacked. Everything that later stages
 rely on is checked here, so that a bad file is refused within milliseconds, by name.

@@ -126,14 +126,15 @@ def _unconstrained(catalog: Any) -> Any:
     return (catalog["psf_flags"].to_numpy() & 8 != 0) | (errors[0] > 1) | (errors[1] > 1)
 
 
-def compare_products(ours: Path, theirs: Path, exposure: str) -> Differences:
-    """Compare all products of one exposure."""
+def compare_products(ours: Path, theirs: Path, exposure: str, *, named: str = "") -> Differences:
+    """Compare all products of one exposure; ours may be ``named`` otherwise."""
     found = Differences()
-    compare_images(ours / f"{exposure}_cal.asdf", theirs / f"{exposure}_cal.asdf", found)
+    own = named or exposure
+    compare_images(ours / f"{own}_cal.asdf", theirs / f"{exposure}_cal.asdf", found)
     if (theirs / f"{exposure}_cat.parquet").exists():
-        compare_catalogs(ours / f"{exposure}_cat.parquet", theirs / f"{exposure}_cat.parquet", found)
+        compare_catalogs(ours / f"{own}_cat.parquet", theirs / f"{exposure}_cat.parquet", found)
         with (
-            asdf.open(ours / f"{exposure}_segm.asdf", memmap=False) as a,
+            asdf.open(ours / f"{own}_segm.asdf", memmap=False) as a,
             asdf.open(theirs / f"{exposure}_segm.asdf", memmap=False) as b,
         ):
             for key in ("data", "detection_image"):
@@ -141,7 +142,7 @@ def compare_products(ours: Path, theirs: Path, exposure: str) -> Differences:
                     x, y = np.asarray(a["roman"][key]), np.asarray(b["roman"][key])
                     found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | (np.isnan(x) & np.isnan(y))))
             compare_meta("segm.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
-    with asdf.open(ours / f"{exposure}_wcs.asdf") as a, asdf.open(theirs / f"{exposure}_wcs.asdf") as b:
+    with asdf.open(ours / f"{own}_wcs.asdf") as a, asdf.open(theirs / f"{exposure}_wcs.asdf") as b:
         compare_meta("wcs.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
         for key in ("wcs_l1", "wcs_l2"):
             found.wcs_mas = max(found.wcs_mas, wcs_difference(a["roman"][key], b["roman"][key], (4096, 4096)))
