@@ -41,8 +41,9 @@ def l1_metadata(meta: Mapping[str, Any]) -> dict[str, Any]:
 
     # `statistics` are those of the test's own software; the image gets its own
     own = {key: value for key, value in meta.items() if key not in {"statistics", "model_type"}}
-    if isinstance(own.get("file_date"), str):
-        own["file_date"] = Time(own["file_date"])
+    date = own.get("file_date")  # under a tag of its own, around what a time has
+    if isinstance(date, str | Mapping):
+        own["file_date"] = Time(str(date if isinstance(date, str) else date["value"]), scale="utc")
     if isinstance(own.get("cal_step"), Mapping):
         own["cal_step"] = {key: value for key, value in own["cal_step"].items() if key in CAL_STEP_KEYS}
     placeholders = _plain(datamodels.ScienceRawModel.create_fake_data().meta)
