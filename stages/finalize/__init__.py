@@ -47,7 +47,7 @@ class Finalize:
     """The finalizing stage (see `stream.stage.Stage`); `finalize_exposure` is what it does with a solution."""
 
     name = "finalize"
-    version = "3"
+    version = "4"
     parameters_type: type[StageParameters] = StageParameters
     reference_types: tuple[str, ...] = ("distortion",)
     libraries: tuple[str, ...] = ("numpy", "astropy", "gwcs", "tweakwcs", "roman_datamodels", "rad", "asdf")
@@ -142,6 +142,8 @@ def finalize_exposure(
     with_catalog = exposure.catalog is not None
     if with_catalog and exposure.meta["cal_step"]["tweakreg"] == StepStatus.COMPLETE:
         exposure.meta["source_catalog"] = {"tweakreg_catalog_name": names["cat"]}
+    elif with_catalog and exposure.meta["cal_step"]["tweakreg"] == StepStatus.FAILED:
+        exposure.meta["source_catalog"] = {}  # as the mission's pipeline leaves it
 
     arrays: dict[str, dict[str, str]] = {}
     written = [names["cal"]]

@@ -11,6 +11,7 @@ from stages.exposure import Exposure, Level
 from stages.finalize.image_product import write_image
 from stages.finalize.product_file import plain_metadata, write_product
 from stages.finalize.statistics import image_statistics
+from stages.ground_test import with_own_nodes
 from stages.product_names import base_name, separator
 from stages.ramp_fit.image import BORDER
 
@@ -81,7 +82,8 @@ def write_step_output(
         meta["statistics"] = image_statistics(arrays["data"], arrays["dq"], arrays["err"])
         write_image(folder / name, exposure, _wcs(exposure, distortion))
         return name
-    content = {"meta": plain_metadata(meta) | {"model_type": "RampModel"}, **exposure.arrays, **_side_columns(exposure)}
+    written = with_own_nodes(plain_metadata(meta) | {"model_type": "RampModel"}, exposure.source_tag)
+    content = {"meta": written, **exposure.arrays, **_side_columns(exposure)}
     extras = {key: value for key, value in exposure.extras.items() if key not in content}
     write_product(folder / name, "RampModel", "ramp", exposure.source_tag, content | extras)
     return name

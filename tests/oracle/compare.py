@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def compare_images(ours: Path, theirs: Path, found: Differences) -> None:
 
 
 def compare_meta(where: str, mine: Any, oracle: Any, found: list[str]) -> None:
-    if isinstance(oracle, dict) and isinstance(mine, dict):
+    if isinstance(oracle, Mapping) and isinstance(mine, Mapping):
         for key in sorted({*mine, *oracle} - ACCEPTED_META - {"wcs"}):
             if key not in mine or key not in oracle:
                 found.append(f"{where}.{key}: only in {'oracle' if key in oracle else 'ours'}")
@@ -74,6 +75,9 @@ def compare_meta(where: str, mine: Any, oracle: Any, found: list[str]) -> None:
         if not (
             mine == oracle or abs(mine - oracle) <= 1e-6 * abs(oracle) + 1e-9 or (np.isnan(mine) and np.isnan(oracle))
         ):
+            found.append(f"{where}: {mine!r} instead of {oracle!r}")
+    elif hasattr(oracle, "shape"):
+        if type(mine) is not type(oracle) or not np.array_equal(mine, oracle):
             found.append(f"{where}: {mine!r} instead of {oracle!r}")
     elif mine != oracle:
         found.append(f"{where}: {mine!r} instead of {oracle!r}")
