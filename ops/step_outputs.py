@@ -139,7 +139,7 @@ class StepOutputs:
         if identity is not None and note.get("identity") == identity:
             if note["name"] is None:
                 return None
-            target = folder / note["name"]
+            target: Path = folder / note["name"]
             if await anyio.to_thread.run_sync(_is, target, note["digest"]):
                 return target
         attempt = f"output-{uuid.uuid4().hex[:12]}"
@@ -173,7 +173,7 @@ class StepOutputs:
         what = f"{folder.name}/{stage}"
         note = await self._note(exposure, what)
         if note.get("identity") == identity:
-            target = folder / note["name"]
+            target: Path = folder / note["name"]
             if await anyio.to_thread.run_sync(_is, target, note["digest"]):
                 return target
         staging = self._staging(f"output-{uuid.uuid4().hex[:12]}")
