@@ -135,6 +135,7 @@ def finalize_exposure(
     _label(exposure, association, versions)
     if crds is not None:
         exposure.meta.setdefault("ref_file", {})["crds"] = dict(crds)
+    _forget_alignment(exposure, distortion)
     measured = plain_metadata(exposure.meta)  # what catalog and segmentation map repeat: as before the alignment
     wcs = _complete(exposure, _member_solution(exposure, solution), distortion)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -222,7 +223,6 @@ def _complete(exposure: Exposure, result: Mapping[str, Any] | None, distortion: 
     if result is None or exposure.catalog is None:
         exposure.set_step("tweakreg", StepStatus.SKIPPED)
         wcs = _unaligned_wcs(exposure, distortion)
-        _forget_alignment(exposure, wcs)
     else:
         from stages.align import apply_alignment
 
@@ -242,13 +242,13 @@ def _unaligned_wcs(exposure: Exposure, distortion: Any) -> Any:
     return build_wcs(exposure.wcs, distortion)
 
 
-def _forget_alignment(exposure: Exposure, wcs: Any) -> None:
-    """An image that came in aligned, and is not now, has the footprint of its own WCS."""
-    if wcs is None or "assign_wcs" not in exposure.done:
+def _forget_alignment(exposure: Exposure, distortion: Any) -> None:
+    """An image that may have come in aligned has the footprint of its own WCS until it is aligned anew."""
+    if exposure.wcs is None or "assign_wcs" not in exposure.done:
         return
     from stages.wcs import s_region
 
-    region = s_region(wcs)
+    region = s_region(_unaligned_wcs(exposure, distortion))
     if region is not None:
         exposure.meta["wcsinfo"]["s_region"] = region
 
