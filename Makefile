@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TEST_ENV := .venv
 DEMO_ENV := .venv-demo
+NEWEST_ENV := .venv-newest
 DEMO_DIR ?= demo
 DEMO_ROWS ?= 4096
 DEMO_DETECTOR ?= WFI01
@@ -42,12 +43,15 @@ unit: test-environment
 coverage: test-environment
 	$(TEST_ENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
-# The product alone, with the newest generation of the field's libraries (the tests need the oracle's).
+# The product and the tests of reading and writing files, with the newest generation of the field's libraries (all other
+# tests need the oracle's).
 NEWEST_DIR := .cache/newest
+NEWEST_TESTS := tests/e2e/test_products.py tests/stages/test_finalize.py tests/stages/test_l1.py tests/stages/test_payload.py tests/stages/test_ground_test.py tests/stages/test_step_output.py
 newest:
-	$(call make_environment,$(DEMO_ENV),requirements/product.lock)
+	$(call make_environment,$(NEWEST_ENV),requirements/newest.lock)
 	rm -rf $(NEWEST_DIR)
-	$(DEMO_ENV)/bin/python -m ops.demo --out $(NEWEST_DIR) --rows 128
+	$(NEWEST_ENV)/bin/python -m ops.demo --out $(NEWEST_DIR) --rows 128
+	$(NEWEST_ENV)/bin/python -m pytest $(NEWEST_TESTS)
 
 # Every fault at its full length and with the times that it may take (about 45 minutes), and each preset;
 # `test` runs a slice of each.
@@ -77,6 +81,7 @@ bench-association: test-environment
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --no-header --extra oracle --extra test pyproject.toml -o requirements/test.lock
 	uv pip compile --quiet --universal --python-version 3.11 --no-header pyproject.toml -o requirements/product.lock
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --extra newest --constraint requirements/product.lock pyproject.toml -o requirements/newest.lock
 
 clean:
-	rm -rf $(TEST_ENV) $(DEMO_ENV) $(DEMO_DIR)
+	rm -rf $(TEST_ENV) $(DEMO_ENV) $(NEWEST_ENV) $(DEMO_DIR)

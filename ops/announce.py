@@ -13,6 +13,7 @@ from typing import Any
 
 from ops.ingest import Entry, Ingest
 from ops.work import ingest_key
+from stages.standing import starting_stage
 from stream.clock import Clock
 from stream.failure import FatalError
 from stream.identity import canonical_json, root_identity
@@ -121,7 +122,7 @@ class Announcer:
         root = root_identity(entry.id, entry.digest)
         manifest = await self._root(entry, root)
         branch = str(entry.facts["exposure_type"])
-        first = self._router.segments.topology.first_stage(branch)
+        first = starting_stage(self._router.segments.topology, branch, entry.facts.get("done", ()))
         if first is None:
             raise FatalError(f"no stage of the topology runs on exposure type {branch}")
         await self._router.send(

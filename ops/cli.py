@@ -62,6 +62,13 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="FILE.asdf",
         help="the field's parameter file of a step or of the pipeline",
     )
+    parser.add_argument(
+        "--save-results",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="write the output of a stage beside the products, too, as the field's steps do",
+    )
     parser.add_argument("--preset", choices=("fused", "balanced", "granular"), help="which stages share a segment")
     parser.add_argument("--slots", type=int, help="exposures worked on at the same time")
     parser.add_argument("--threads", type=int, help="threads of all slots together (default: the machine's cores)")

@@ -202,7 +202,7 @@ class Engine:
             products=self.products,
             cache=self.cache,
             scratch=self.folders.scratch,
-            keep_after=self.settings.keep_after,
+            keep_after=(*self.settings.keep_after, *self.settings.save_results),
             observe=self.observe,
         )
         # One message more than there are slots: its payload is fetched while a job runs.

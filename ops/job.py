@@ -32,7 +32,18 @@ from stream.results import file_digest
 from stream.segment import execute_segment, stage_recipe
 from stream.stage import Member, Slot, StageParameters
 
-__all__ = ["Workbench", "check", "execute", "finalize", "joint_recipe", "library_versions", "recipes", "solve"]
+__all__ = [
+    "Workbench",
+    "check",
+    "execute",
+    "finalize",
+    "joint_recipe",
+    "library_versions",
+    "recipes",
+    "renamed_image",
+    "solve",
+    "step_output",
+]
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -295,6 +306,37 @@ def finalize(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str,
     size = sum(stored["size"] for stored in result["stored"].values())
     report({"event": "stored", "stage": FINALIZE, "bytes": size, "seconds": time.monotonic() - began})
     return result
+
+
+def step_output(arguments: dict[str, Any], slot: Slot, report: Report) -> str:
+    """Write an exposure as it left a stage into a folder (see `stages.finalize.step_output`); returns the name."""
+    del report
+    from stages.assign_wcs import read_distortion
+    from stages.finalize import SOFTWARE_NAME
+    from stages.finalize.step_output import write_step_output
+
+    bench = Workbench.lent(arguments, slot)
+    item = bench.payload.load(Path(arguments["tree"]), {name: Path(path) for name, path in arguments["arrays"].items()})
+    distortion = None
+    if item.wcs is not None:
+        selected = bench.references.select("distortion", arguments["facts"])
+        distortion = None if selected is None else read_distortion(bench.references.open(selected))
+    return write_step_output(
+        Path(arguments["out_dir"]),
+        item,
+        arguments["stage"],
+        distortion=distortion,
+        software={"name": SOFTWARE_NAME, "version": version("rampstream")},
+    )
+
+
+def renamed_image(arguments: dict[str, Any], slot: Slot, report: Report) -> str:
+    """Write a ``_cal`` product as the output of a stage into a folder; returns the name."""
+    del slot, report
+    from stages.finalize.step_output import rename_image
+
+    product, out = Path(arguments["product"]), Path(arguments["out_dir"])
+    return rename_image(out, product, product.name, arguments["stage"])
 
 
 @contextmanager

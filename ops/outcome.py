@@ -22,6 +22,7 @@ class Row:
     status: str = "waiting"
     reason: str | None = None
     products: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     finished: float | None = None
 
@@ -35,6 +36,7 @@ class Row:
             "status": self.status,
             "reason": self.reason,
             "products": self.products,
+            "outputs": self.outputs,
             "sources": self.summary.get("sources"),
             "shift_mas": None if not shift else 1e3 * math.hypot(*shift),
             "rms_mas": None if rms is None else 1e3 * rms,

@@ -19,7 +19,7 @@ from ops.run_failure import disk_trouble
 from stream.failure import FatalError
 from stream.store import ObjectStore
 
-__all__ = ["Projection"]
+__all__ = ["Projection", "bring_in_line"]
 
 _NO_CLONE = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 """What ``copy_file_range`` says where it cannot be used, between two file systems above all."""
@@ -63,12 +63,19 @@ class Projection:
             for product in member["products"]:
                 source = await self._store.fetch(product["key"], self._cache)
                 target = folder / product["name"]
-                await anyio.to_thread.run_sync(_bring_in_line, source, target, product["digest"])
+                await anyio.to_thread.run_sync(bring_in_line, source, target, product["digest"])
                 placed.append(target)
         return placed
 
 
-def _bring_in_line(source: Path, target: Path, digest: str) -> None:
+def bring_in_line(source: Path, target: Path, digest: str) -> None:
+    """Put a copy of a file in its place, complete or not at all; one that has this digest already is left alone.
+
+    Raises
+    ------
+    stream.failure.FatalError
+        It cannot be written.
+    """
     try:
         if target.is_file() and target.stat().st_size == source.stat().st_size and digest_file(target) == digest:
             return

@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from ops.connect import Connection, RunView
 from ops.work import ingest_key
+from stages.standing import starting_stage
 from stream.failure import PermanentError
 from stream.identity import chain
 from stream.message import MemberMessage, Message
@@ -183,7 +184,7 @@ async def _links(
 ) -> tuple[list[Link], dict[str, Manifest]]:
     """The chain of an exposure under the new definition, as far as its branch is known."""
     topology = view.pipeline.segments.topology
-    stage = first if first is not None else topology.first_stage(branch)
+    stage = first if first is not None else starting_stage(topology, branch, facts.get("done", ()))
     links: list[Link] = []
     manifests: dict[str, Manifest] = {}
     while stage is not None and not topology.row(stage).joint:

@@ -33,6 +33,7 @@ from ops.projection import Projection
 from ops.run_failure import first_failure, stopped
 from ops.run_inputs import RunInputs
 from ops.run_options import RunOptions, log_to_file
+from ops.step_outputs import StepOutputs
 from ops.table import Pipeline, build_pipeline
 from ops.trace_export import exported_tracing
 from stream.aggregator import Aggregator
@@ -153,6 +154,7 @@ class EmbeddedRun:
                 enabled=not self._options.json and self._console.is_terminal,
             ) as self._bars:
                 await self._work(ingest)
+                await self._keep_outputs()
             await self._collect()
         return self._report(ingest, time.monotonic() - begun)
 
@@ -272,6 +274,27 @@ class EmbeddedRun:
             else:
                 row.status, row.reason, row.summary = "done", None, found["summary"]
                 row.products = [str(folder / product["name"]) for product in found["products"]]
+
+    async def _keep_outputs(self) -> None:
+        """Write the outputs of the stages that were asked for beside the products."""
+        if not self._settings.save_results:
+            return
+        engine = self._engine
+        outputs = StepOutputs(
+            run=self.run,
+            stages=self._settings.save_results,
+            topology=self._pipeline.segments.topology,
+            store=self._store,
+            results=engine.results,
+            cache=engine.cache,
+            jobs=engine.jobs,
+            work=engine.work,
+            scratch=engine.folders.scratch,
+        )
+        for row in self._outcomes.rows.values():
+            product_name = self._outcomes.lists[row.association].product_name
+            folder = self._options.out / product_name if product_name else self._options.out
+            row.outputs = [str(path) for path in await outputs.write(row.exposure, folder, row.products)]
 
     async def _collect(self) -> None:
         """Drop the payloads of exposures whose associations are all closed with every member ok."""

@@ -12,6 +12,7 @@ from typing import Any
 from ops.crds_cache import defined_context, is_crds
 from ops.run_failure import disk_trouble
 from ops.settings import RunSettings, load_settings, parse_assignment, parse_reference_pin
+from stages.product_names import product_name
 from stream.failure import PermanentError
 
 __all__ = ["RunOptions", "log_to_file"]
@@ -34,6 +35,8 @@ class RunOptions:
             given["keep"] = True
         if options.parameters:
             given["parameter_files"] = tuple(options.parameters)
+        if options.save_results:
+            given["save_results"] = tuple(options.save_results)
         for text in options.assignments:
             stage, parameter, value = parse_assignment(text)
             given.setdefault("parameters", {}).setdefault(stage, {})[parameter] = value
@@ -49,6 +52,9 @@ class RunOptions:
         self.inputs: list[Path] = options.inputs
         if not self.gaia.is_file():
             raise PermanentError(f"--gaia {options.gaia}: there is no such file")
+        for path in self.inputs:
+            if path.absolute().parent.resolve() == self.out and product_name(path.name, "cal") == path.name:
+                raise PermanentError(f"{path}: its product would take its place; choose another folder for --out")
         for folder in (self.out, self.work):
             _make_writable(folder)
 

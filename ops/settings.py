@@ -11,6 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from ops.step_words import step_words
+from stages.parameter_files import OVERRIDE
 from stream.failure import PermanentError
 
 __all__ = ["AssociationRules", "CustomStage", "RunSettings", "load_settings", "parse_assignment", "parse_reference_pin"]
@@ -102,6 +104,9 @@ class RunSettings(BaseSettings):
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Parameters by stage.")
     parameter_files: tuple[Path, ...] = Field(
         default=(), description="The field's parameter files (ASDF) of steps or of the pipeline; later ones win."
+    )
+    save_results: tuple[str, ...] = Field(
+        default=(), description="Stages whose output is kept as a file beside the products (``run``)."
     )
     parameter_references: bool = Field(
         default=True, description="Take parameters from CRDS (``pars-*``) where references come from there."
@@ -260,23 +265,12 @@ def load_settings(config: Path | None, options: dict[str, Any]) -> RunSettings:
         if path != _NOT_APPLICABLE and not path.is_file():
             where = f"{config}: " if reference_type in from_file.get("references", {}) else ""
             raise PermanentError(f"{where}references.{reference_type}: the file {path} does not exist")
-    return _with_parameter_files(settings) if settings.parameter_files else settings
-
-
-def _with_parameter_files(settings: RunSettings) -> RunSettings:
-    """Settings with what the field's parameter files say where nothing else does."""
-    from stages.parameter_files import read_parameter_file
-
-    parameters: dict[str, Any] = {}
-    pins: dict[str, Path] = {}
-    for path in settings.parameter_files:
-        found = read_parameter_file(path)
-        parameters = _merge(parameters, found.parameters)
-        pins |= {kind: Path(name) for kind, name in found.overrides.items()}
+    words = step_words(settings.parameters, settings.parameter_files)
     return settings.model_copy(
         update={
-            "parameters": _merge(parameters, settings.parameters),
-            "references": {**pins, **settings.references},
+            "parameters": words.parameters,
+            "references": {**words.overrides, **settings.references},
+            "save_results": words.saved(settings.save_results),
         }
     )
 
@@ -288,6 +282,10 @@ def _read_file(config: Path) -> dict[str, Any]:
         raise PermanentError(f"{config}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PermanentError(f"{config}: not valid TOML: {error}") from error
+    for own in values.get("parameters", {}).values() if isinstance(values.get("parameters"), dict) else ():
+        for name, given in own.items() if isinstance(own, dict) else ():
+            if name.startswith(OVERRIDE) and given:
+                own[name] = str(_beside(config, given))
     pins = values.get("references")
     if isinstance(pins, dict):
         values["references"] = {kind.strip().lower(): _beside(config, path) for kind, path in pins.items()}

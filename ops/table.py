@@ -59,8 +59,8 @@ def build_pipeline(settings: RunSettings) -> Pipeline:
     Raises
     ------
     PermanentError
-        A parameter is given for a stage that does not exist, or ``keep_after`` names one, or a stage of the user's
-        cannot be found or placed.
+        A parameter is given for a stage that does not exist, or ``keep_after`` or ``save_results`` names one, or a
+        stage of the user's cannot be found or placed.
     """
     topology = Topology(
         StageRow(row.name, row.branches, joint=row.joint, balanced_head=row.balanced_head) for row in TABLE
@@ -71,9 +71,11 @@ def build_pipeline(settings: RunSettings) -> Pipeline:
     unknown = [name for name in settings.parameters if name not in topology]
     if unknown:
         raise PermanentError(f"parameters: there is no stage {unknown[0]!r}; stages are {', '.join(topology.stages)}")
-    unknown = [name for name in settings.keep_after if name not in topology]
-    if unknown:
-        raise PermanentError(f"keep_after: there is no stage {unknown[0]!r}; stages are {', '.join(topology.stages)}")
+    for setting in ("keep_after", "save_results"):
+        unknown = [name for name in getattr(settings, setting) if name not in topology]
+        if unknown:
+            stages = ", ".join(topology.stages)
+            raise PermanentError(f"{setting}: there is no stage {unknown[0]!r}; stages are {stages}")
     return Pipeline(topology.segments(settings.preset), entries, settings)
 
 

@@ -102,6 +102,11 @@ def definition_of(settings: RunSettings, references: Any, gaia: Any, *, salt: st
     PermanentError
         A setting is wrong.
     """
+    if settings.save_results:
+        raise PermanentError(
+            f"save_results of {', '.join(settings.save_results)}: rampstream run alone keeps outputs of stages as "
+            "files; in the distributed engine say keep_after, which stores results"
+        )
     definition = {
         **build_pipeline(settings).definition(),
         "references": references,

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ops.alignment_result import alignment_reason
 from ops.dropped_payloads import dropped_key
 from ops.pipeline_jobs import Observer, PipelineJobs
 from ops.product_sets import ProductSets
 from stages.pipeline import FINALIZE, JOINT
+from stages.standing import starting_stage
 from stream.association import Close, CloseOutcome
 from stream.failure import PermanentError, RetriableError
 from stream.identity import chain, final_identity, hash_parts
@@ -146,7 +148,7 @@ class PipelineWork:
             self._observe(
                 {"event": "reused", "exposure": message.exposure, "stages": [n for n, _ in identities[: position + 1]]}
             )
-            if self._router.segments.next_inside(name, found.branch) is None:
+            if name == segment.stages[-1] or self._router.segments.next_inside(name, found.branch) is None:
                 await self._records.adopt(found)
                 return found
             whole = await self._results.find(found_identity)
@@ -299,7 +301,7 @@ class PipelineWork:
         current: Manifest | None = root
         while current is not None and current.identity != message.identity:
             stage = (
-                topology.first_stage(root.branch)
+                starting_stage(topology, root.branch, root.facts.get("done", ()))
                 if current is root
                 else topology.next_stage(current.stage, current.branch)
             )
@@ -316,6 +318,20 @@ class PipelineWork:
             raise PermanentError(f"{message.exposure}: its payload cannot be made again")
         await self._store.delete(dropped_key(message.identity))
         return current
+
+    async def result_of(self, root: Message, stage: str, *, attempt: str) -> Manifest | None:
+        """The whole result of a stage of an ingested exposure, made again where it is not stored.
+
+        None where the exposure does not come to the stage.
+        """
+        topology = self._router.segments.topology
+        route = [name for name in topology.route(root.branch) if not topology.row(name).joint]
+        route = route[route.index(root.stage) :]
+        if stage not in route:
+            return None
+        stages = tuple(route[: route.index(stage) + 1])
+        found = await self._segment(root, Segment(stages[0], stages), attempt=attempt, bigger_slot=False, force=True)
+        return found if found.stage == stage else None
 
     async def _write_products(
         self,
@@ -369,7 +385,7 @@ class PipelineWork:
                 attempt=attempt,
                 extra={
                     "content": made["digests"],
-                    "summary": {**made["summary"], "alignment_reason": _alignment_reason(solution, message.exposure)},
+                    "summary": {**made["summary"], "alignment_reason": alignment_reason(solution, message.exposure)},
                 },
             )
         )
@@ -383,10 +399,3 @@ def _needed(known: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
 def _refused(close: Close | None) -> tuple[str, ...]:
     """What a close adds to the recipes of its members when it aligns nobody: their status is FAILED then."""
     return () if close is None or close.outcome is CloseOutcome.ALIGN else (close.outcome.value,)
-
-
-def _alignment_reason(solution: Any, exposure: str) -> str | None:
-    """Why the joint solution has no correction for an exposure; None where it has, or where there is no solution."""
-    member = (solution or {}).get("members", {}).get(exposure) or {}
-    reason = member.get("reason")
-    return None if reason is None else str(reason)

@@ -120,6 +120,8 @@ class Exposure:
         What the joint alignment needs of this exposure, once source_catalog has run.
     source_tag : str
         ASDF tag of the input's ``roman`` node: the products are written in the same generation of schemas.
+    done : frozenset of str
+        Stages that a partly processed input had behind it: they leave it as it is.
     """
 
     id: str
@@ -133,6 +135,7 @@ class Exposure:
     versions: dict[str, int] = field(default_factory=dict)
     tie_points: bytes | None = None
     source_tag: str = ""
+    done: frozenset[str] = frozenset()
 
     def set_array(self, name: str, array: NDArray[Any]) -> None:
         """Put an array and mark it as changed."""

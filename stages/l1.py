@@ -1,4 +1,4 @@
-"""Open and validate input files: L1 (raw counts) or ramp. Not the conversion to a ramp, which is dq_init's.
+"""Open and validate input files: L1 (raw counts), ramp or image. Not the conversion to a ramp, which is dq_init's.
 
 An uncompressed file is memory-mapped copy-on-write; an lz4-compressed one is unpacked. Everything that later stages
 rely on is checked here, so that a bad file is refused within milliseconds, by name.
@@ -6,16 +6,19 @@ rely on is checked here, so that a bad file is refused within milliseconds, by n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.asdf_container import ROMAN_TAG, ArrayNode, AsdfContainer, open_container, plain
-from stages.exposure import Exposure, Level
+from stages.exposure import Exposure, Level, StepStatus
+from stages.ground_test import is_ground_test, l1_arrays, l1_metadata
 from stages.l1_requirements import check_metadata, check_read_pattern
 from stages.product_names import base_name
+from stages.standing import stages_done
+from stages.wcs import wcs_numbers
 from stream.failure import PermanentError
 
 if TYPE_CHECKING:
@@ -25,7 +28,14 @@ __all__ = ["exposure_facts", "inspect_l1", "open_l1"]
 
 COLUMNS = 4096
 AMP33_COLUMNS = 128
-_LEVELS = {"wfi_science_raw": Level.RAW, "ramp": Level.RAMP}
+BORDER = 4
+_LEVELS = {
+    "wfi_science_raw": Level.RAW,
+    "tvac": Level.RAW,
+    "fps": Level.RAW,
+    "ramp": Level.RAMP,
+    "wfi_image": Level.IMAGE,
+}
 
 _Shape = tuple[int | str, ...]
 _RAW_ARRAYS: dict[str, tuple[str, _Shape, bool]] = {
@@ -45,7 +55,19 @@ _RAMP_ARRAYS: dict[str, tuple[str, _Shape, bool]] = {
     **{f"dq_border_ref_pix_{side}": ("u4", ("R", 4), True) for side in ("left", "right")},
     **{f"dq_border_ref_pix_{side}": ("u4", (4, COLUMNS), True) for side in ("top", "bottom")},
 }
-_ARRAYS = {Level.RAW: _RAW_ARRAYS, Level.RAMP: _RAMP_ARRAYS}
+_IMAGE = ("Y", COLUMNS - 2 * BORDER)
+_IMAGE_ARRAYS: dict[str, tuple[str, _Shape, bool]] = {
+    "data": ("f4", _IMAGE, True),
+    "dq": ("u4", _IMAGE, True),
+    **dict.fromkeys(("err", "var_poisson", "chisq", "dumo"), ("f2", _IMAGE, True)),
+    **dict.fromkeys(("var_rnoise", "var_flat"), ("f2", _IMAGE, False)),
+    **{name: shape for name, shape in _RAMP_ARRAYS.items() if name == "amp33" or "border" in name},
+    "jump_indices": ("i2", ("N", 3), False),
+}
+_ARRAYS = {Level.RAW: _RAW_ARRAYS, Level.RAMP: _RAMP_ARRAYS, Level.IMAGE: _IMAGE_ARRAYS}
+
+_OF_LATER_STEPS = ("wcs", "cal_logs", "statistics", "wcs_fit_results", "source_catalog")
+"""Metadata of an image that are made anew."""
 
 
 def open_l1(path: Path, *, exposure_id: str | None = None, threads: int = 1) -> Exposure:
@@ -54,7 +76,7 @@ def open_l1(path: Path, *, exposure_id: str | None = None, threads: int = 1) -> 
     Parameters
     ----------
     path : Path
-        An L1 (ScienceRaw) or ramp file in ASDF.
+        An L1 (ScienceRaw; or one of a ground test), ramp or image file in ASDF.
     exposure_id : str, optional
         Id of the exposure; by default the base name of the file. Given when the file was stored under another name.
     threads : int
@@ -63,8 +85,9 @@ def open_l1(path: Path, *, exposure_id: str | None = None, threads: int = 1) -> 
     Returns
     -------
     Exposure
-        Level RAW (data u2, amp33 u2) or RAMP, with metadata as plain values; other keys of the ``roman`` node are in
-        ``extras``.
+        Level RAW (data u2, amp33 u2), RAMP or IMAGE, with metadata as plain values; other keys of the ``roman`` node
+        are in ``extras``. ``done`` has the stages that it has behind it; of an image that had one, the WCS is that of
+        its pointing, without an alignment.
 
     Raises
     ------
@@ -74,17 +97,18 @@ def open_l1(path: Path, *, exposure_id: str | None = None, threads: int = 1) -> 
     """
     container = open_container(path)
     level, tag = _model(container)
-    node = container.node("roman")
     source = str(path)
-    meta = _metadata(container)
+    meta = _metadata(container, tag)
     check_metadata(source, meta)
-    nodes = {str(key): plain(value) for key, value in node.items() if key != "meta"}
+    nodes = _nodes(container, tag)
     _check_arrays(source, level, nodes)
+    _check_standing(source, level, meta)
     exposure_id = exposure_id or base_name(path.name)
     meta["filename"] = _file_name(path, exposure_id, meta)
-    resultants = nodes["data"].shape[0]
+    resultants = nodes["amp33"].shape[0]
     check_read_pattern(source, meta["exposure"]["read_pattern"], resultants=resultants)
-    _check_resultant_count(source, meta, resultants)
+    if not is_ground_test(tag):
+        _check_resultant_count(source, meta, resultants)
     arrays, extras = {}, {}
     for key, value in nodes.items():
         if key in _ARRAYS[level]:
@@ -92,7 +116,11 @@ def open_l1(path: Path, *, exposure_id: str | None = None, threads: int = 1) -> 
             arrays[key] = array.astype(array.dtype.newbyteorder("="), copy=False)
         else:
             extras[key] = _loaded(container, value)
-    return Exposure(id=exposure_id, level=level, meta=meta, arrays=arrays, extras=extras, source_tag=tag)
+    exposure = Exposure(id=exposure_id, level=level, meta=meta, arrays=arrays, extras=extras, source_tag=tag)
+    exposure.done = frozenset(stages_done(level, meta.get("cal_step") or {}))
+    if level is Level.IMAGE:
+        _take_up_image(container, exposure)
+    return exposure
 
 
 def inspect_l1(path: Path) -> Facts:
@@ -109,20 +137,24 @@ def inspect_l1(path: Path) -> Facts:
         As `open_l1`, as far as the header (and the sizes of the data blocks) can tell.
     """
     container = open_container(path)
-    level, _ = _model(container)
-    meta = _metadata(container)
+    level, tag = _model(container)
+    meta = _metadata(container, tag)
     source = str(path)
     check_metadata(source, meta)
-    nodes = {key: plain(value) for key, value in container.node("roman").items() if key in _ARRAYS[level]}
+    nodes = {key: value for key, value in _nodes(container, tag).items() if key in _ARRAYS[level]}
     _check_arrays(source, level, nodes)
+    _check_standing(source, level, meta)
     for value in nodes.values():
         if isinstance(value, ArrayNode) and value.source is not None:
             container.block(value)
-    resultants, rows, _ = nodes["data"].shape
+    resultants, rows = nodes["amp33"].shape[:2]
     check_read_pattern(source, meta["exposure"]["read_pattern"], resultants=resultants)
-    _check_resultant_count(source, meta, resultants)
+    if not is_ground_test(tag):
+        _check_resultant_count(source, meta, resultants)
     meta["filename"] = _file_name(path, base_name(path.name), meta)
-    return exposure_facts(base_name(path.name), meta, rows=rows, resultants=resultants)
+    facts = exposure_facts(base_name(path.name), meta, rows=rows, resultants=resultants)
+    done = stages_done(level, meta.get("cal_step") or {})
+    return {**facts, "done": list(done)} if done else facts
 
 
 def exposure_facts(exposure_id: str, meta: Mapping[str, Any], *, rows: int, resultants: int) -> Facts:
@@ -179,13 +211,20 @@ def _selection_values(meta: Mapping[str, Any], prefix: str = "") -> list[tuple[s
 def _model(container: AsdfContainer) -> tuple[Level, str]:
     roman = container.tree.get("roman")
     if roman is None:
-        raise PermanentError(f"{container.path}: no key 'roman'; expected an L1 (ScienceRaw) or ramp file")
+        raise PermanentError(f"{container.path}: no key 'roman'; expected an L1 (ScienceRaw), ramp or image file")
     tag = getattr(roman, "_tag", "")
-    name = tag.removeprefix(ROMAN_TAG).rpartition("-")[0]
+    name = _name(tag)
     if not tag.startswith(ROMAN_TAG) or name not in _LEVELS or not isinstance(roman, Mapping):
         found = name or tag or type(roman).__name__
-        raise PermanentError(f"{container.path}: 'roman' is a {found}; expected wfi_science_raw (L1) or ramp")
+        raise PermanentError(
+            f"{container.path}: 'roman' is a {found}; expected wfi_science_raw (L1), tvac, fps, ramp or wfi_image"
+        )
     return _LEVELS[name], tag
+
+
+def _name(tag: str) -> str:
+    """Name of a data model, without the version."""
+    return tag.removeprefix(ROMAN_TAG).rpartition("-")[0]
 
 
 def _file_name(path: Path, exposure_id: str, meta: Mapping[str, Any]) -> str:
@@ -202,9 +241,35 @@ def _check_resultant_count(source: str, meta: Mapping[str, Any], resultants: int
         raise PermanentError(f"{source}: meta.exposure.nresultants is {found!r}, the data have {resultants} resultants")
 
 
-def _metadata(container: AsdfContainer) -> dict[str, Any]:
+def _nodes(container: AsdfContainer, tag: str) -> dict[str, Any]:
+    """What the ``roman`` node has besides its metadata."""
+    nodes = {str(key): plain(value) for key, value in container.node("roman").items() if key != "meta"}
+    return l1_arrays(nodes) if is_ground_test(tag) else nodes
+
+
+def _check_standing(source: str, level: Level, meta: Mapping[str, Any]) -> None:
+    """Refuse an image that no stage has anything to do with."""
+    if level is Level.IMAGE and (meta.get("cal_step") or {}).get("ramp_fit") == StepStatus.SKIPPED:
+        raise PermanentError(
+            f"{source}: meta.cal_step.ramp_fit is SKIPPED: the image of a fully saturated exposure, which is final"
+        )
+
+
+def _take_up_image(container: AsdfContainer, exposure: Exposure) -> None:
+    """Let an image go on from where its steps left it."""
+    logs = container.node("roman", "meta").get("cal_logs")
+    exposure.logs = [str(line) for line in logs] if isinstance(logs, Sequence) else []
+    data = exposure.arrays["data"]
+    if (exposure.meta.get("cal_step") or {}).get("assign_wcs") == StepStatus.COMPLETE:
+        exposure.wcs = wcs_numbers(exposure.meta, (data.shape[0], data.shape[1]), source=exposure.id)
+
+
+def _metadata(container: AsdfContainer, tag: str) -> dict[str, Any]:
     try:
-        meta = plain(container.node("roman", "meta"))
+        node = container.node("roman", "meta")
+        if isinstance(node, Mapping) and _LEVELS.get(_name(tag)) is Level.IMAGE:
+            node = {key: value for key, value in node.items() if key not in _OF_LATER_STEPS}
+        meta = plain(node)
     except KeyError:
         raise PermanentError(f"{container.path}: roman.meta is missing") from None
     except ValueError as error:
@@ -213,7 +278,7 @@ def _metadata(container: AsdfContainer) -> dict[str, Any]:
         raise PermanentError(f"{container.path}: roman.meta is no mapping")
     result = _loaded(container, meta)
     assert isinstance(result, dict)
-    return result
+    return l1_metadata(result) if is_ground_test(tag) else result
 
 
 def _loaded(container: AsdfContainer, value: Any) -> Any:
@@ -248,6 +313,10 @@ def _check_arrays(source: str, level: Level, nodes: Mapping[str, Any]) -> None:
                     f"{source}: roman.{name} has shape {node.shape}; expected {_describe(shape)}, "
                     f"that is {wanted} along axis {axis}"
                 )
+    if level is Level.IMAGE and sizes["Y"] + 2 * BORDER != sizes["R"]:
+        raise PermanentError(
+            f"{source}: roman.data has {sizes['Y']} rows; expected {2 * BORDER} fewer than roman.amp33's {sizes['R']}"
+        )
     if sizes["n"] < 1 or sizes["R"] < 9:
         raise PermanentError(
             f"{source}: roman.data has shape {nodes['data'].shape}; expected a resultant or more and more than 8 rows"

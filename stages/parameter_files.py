@@ -14,7 +14,15 @@ from typing import Any
 from stages.asdf_container import open_container, plain
 from stream.failure import PermanentError
 
-__all__ = ["PIPELINE_CLASS", "STEP_CLASSES", "StepParameters", "read_parameter_file"]
+__all__ = [
+    "OVERRIDE",
+    "PIPELINE_CLASS",
+    "SAVE_RESULTS",
+    "STEP_CLASSES",
+    "StepParameters",
+    "read_parameter_file",
+    "stage_of_step",
+]
 
 PIPELINE_CLASS = "ExposurePipeline"
 
@@ -39,15 +47,19 @@ _STAGES = {name: stage for stage, name in STEP_CLASSES.items()}
 _NICKNAMES = {"rampfit": "ramp_fit", "flatfield": "flat_field", "dark": "dark_current"}
 """Names of steps in the field's pipeline that are not the stages' here."""
 
-_OVERRIDE = "override_"
+OVERRIDE = "override_"
+"""Begins the name of a step's parameter that is a reference file."""
+
+SAVE_RESULTS = "save_results"
+"""A step's parameter that asks for its output as a file."""
 
 _HOUSEKEEPING = frozenset(
     {
-        "on_disk", "output_ext", "output_use_index", "output_use_model", "save_results", "search_output_file", "suffix",
+        "on_disk", "output_ext", "output_use_index", "output_use_model", "search_output_file", "suffix",
         "update_version",
     }
 )  # fmt: skip
-"""How the field's steps name and keep files when they run alone: every exported file has them; ignored here."""
+"""How the field's steps name files when they run alone: every exported file has them; ignored here."""
 
 _REFUSED = frozenset({"input_dir", "output_dir", "output_file", "post_hooks", "pre_hooks"})
 """Refused unless empty: who set one expects something that would not happen."""
@@ -63,10 +75,13 @@ class StepParameters:
         Parameters by stage.
     overrides : dict
         Reference file by type (absolute path, or N/A), from ``override_<type>``.
+    saved : dict
+        Whether the output of a stage is asked for as a file, by stage, from ``save_results``.
     """
 
     parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
     overrides: dict[str, str] = field(default_factory=dict)
+    saved: dict[str, bool] = field(default_factory=dict)
 
 
 def read_parameter_file(path: Path) -> StepParameters:
@@ -89,7 +104,7 @@ def read_parameter_file(path: Path) -> StepParameters:
         if last == PIPELINE_CLASS:
             _pipeline(path, own, found)
             continue
-        stage = _STAGES.get(last) or (_stage_named(str(name or "")) if not last else None)
+        stage = _STAGES.get(last) or (stage_of_step(str(name or "")) if not last else None)
         if stage is None:
             raise PermanentError(
                 f"{path}: {class_name or name!r} is no step of the exposure pipeline; its steps are "
@@ -118,7 +133,8 @@ def _steps(path: Path, document: Mapping[str, Any]) -> Iterator[tuple[Any, Any, 
         yield from _steps(path, step)
 
 
-def _stage_named(name: str) -> str | None:
+def stage_of_step(name: str) -> str | None:
+    """Return the stage that a step of the field's pipeline is, by the step's name there; None for another name."""
     stage = _NICKNAMES.get(name, name)
     return stage if stage in STEP_CLASSES else None
 
@@ -127,9 +143,11 @@ def _own(path: Path, stage: str, parameters: Mapping[str, Any], found: StepParam
     """What a stage knows; overrides of references go apart."""
     own = {}
     for name, value in parameters.items():
-        if name.startswith(_OVERRIDE):
+        if name.startswith(OVERRIDE):
             if value not in (None, ""):
-                found.overrides[name.removeprefix(_OVERRIDE)] = _override(path, f"{stage}.{name}", value)
+                found.overrides[name.removeprefix(OVERRIDE)] = _override(path, f"{stage}.{name}", value)
+        elif name == SAVE_RESULTS:
+            found.saved[stage] = bool(value)
         elif name in _REFUSED:
             _check_empty(path, f"{stage}.{name}", value)
         elif name not in _HOUSEKEEPING:
@@ -138,7 +156,7 @@ def _own(path: Path, stage: str, parameters: Mapping[str, Any], found: StepParam
 
 
 def _pipeline(path: Path, parameters: Mapping[str, Any], found: StepParameters) -> None:
-    own = _own(path, "the pipeline", parameters, found)
+    own = _own(path, "the pipeline", {key: parameters[key] for key in parameters if key != SAVE_RESULTS}, found)
     if own.pop("skip", False):
         raise PermanentError(f"{path}: skip: the pipeline cannot be skipped; say which of its steps")
     if own:

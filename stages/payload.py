@@ -48,7 +48,7 @@ class ExposurePayload:
         self._threads = threads
 
     def load_input(self, path: Path, facts: Facts) -> Exposure:
-        """Open and validate an L1 or ramp file (see `stages.l1.open_l1`); its id is ``facts["id"]`` where given."""
+        """Open and validate an input file (see `stages.l1.open_l1`); its id is ``facts["id"]`` where given."""
         return open_l1(path, exposure_id=facts.get("id"), threads=self._threads)
 
     def load(self, tree: Path, arrays: Mapping[str, Path]) -> Exposure:
@@ -85,6 +85,7 @@ class ExposurePayload:
             logs=document["logs"],
             tie_points=None if tie_points is None else tie_points.tobytes(),
             source_tag=document["source_tag"],
+            done=frozenset(document.get("done", ())),
         )
 
     def save_tree(self, item: Exposure, path: Path) -> None:
@@ -105,6 +106,8 @@ class ExposurePayload:
             "large": large,
             "small": {name: array for name, array in item.arrays.items() if name not in large},
         }
+        if item.done:
+            document["done"] = sorted(item.done)
         write_asdf(path, {_KEY: document})
 
     def array_names(self, item: Exposure) -> Iterable[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["PRODUCT_EXTENSIONS", "base_name", "product_name", "split_detector"]
+__all__ = ["PRODUCT_EXTENSIONS", "base_name", "product_name", "separator", "split_detector"]
 
 _SUFFIXES = (
     "ca", "crf", "cal", "dark", "flat", "median", "phot", "photom", "ramp", "rate", "uncal",
@@ -49,9 +49,13 @@ def product_name(filename: str, suffix: str) -> str:
     suffix : str
         A key of `PRODUCT_EXTENSIONS`.
     """
+    return f"{base_name(filename)}{separator(filename)}{suffix}{PRODUCT_EXTENSIONS[suffix]}"
+
+
+def separator(filename: str) -> str:
+    """What stands before the recognised suffix of a name, ``_`` or ``-``; ``_`` where there is none."""
     match = _TRAILING.match(_stem(filename))
-    separator = match["separator"] if match else "_"
-    return f"{base_name(filename)}{separator}{suffix}{PRODUCT_EXTENSIONS[suffix]}"
+    return match["separator"] if match else "_"
 
 
 def _stem(filename: str) -> str:

@@ -9,7 +9,7 @@ from numba import njit
 from pydantic import Field
 
 from stages.dq import GroupDQ, PixelDQ
-from stages.exposure import Exposure, StepStatus, is_fully_saturated
+from stages.exposure import Exposure, Level, StepStatus, is_fully_saturated
 from stages.rows import buffer, for_row_blocks
 from stages.step import SATURATED_BRANCH, CalibrationStage
 from stream.failure import PermanentError
@@ -82,7 +82,12 @@ class SaturationStage(CalibrationStage):
             )
             exposure.touch(("groupdq", "pixeldq"))
             exposure.set_step(self.cal_step, StepStatus.COMPLETE)
-        if is_fully_saturated(groupdq, pixeldq):
+        return self.branch_of(exposure)
+
+    def branch_of(self, exposure: Exposure) -> str | None:
+        """SATURATED_BRANCH when nothing is left of a ramp."""
+        arrays = exposure.arrays
+        if exposure.level is Level.RAMP and is_fully_saturated(arrays["groupdq"], arrays["pixeldq"]):
             self.log.warning("Every element is saturated: no further calibration")
             return SATURATED_BRANCH
         return None

@@ -50,14 +50,17 @@ class CalibrationStage(ABC):
     def __init__(self) -> None:
         self.log = logging.getLogger(f"stages.{self.name}")
 
-    def references_for(self, facts: Facts, parameters: Any) -> Sequence[str]:  # noqa: ARG002
-        """All reference types, but none for a skipped stage."""
-        return () if parameters.skip else self.reference_types
+    def references_for(self, facts: Facts, parameters: Any) -> Sequence[str]:
+        """All reference types, but none for a skipped stage or one that the input has behind it."""
+        return () if parameters.skip or self.name in facts.get("done", ()) else self.reference_types
 
     def run(
         self, item: Exposure, references: Mapping[str, Reference | None], parameters: Any, slot: Slot
     ) -> StageResult:
         """Run the stage on one exposure (see `stream.stage.Stage`)."""
+        if self.name in item.done:
+            self.log.info("Step %s was done before", self.name)
+            return StageResult(item, self.branch_of(item))
         if parameters.skip:
             self.log.info("Step %s is skipped by its parameters", self.name)
             item.set_step(self.cal_step, StepStatus.SKIPPED)
@@ -65,6 +68,10 @@ class CalibrationStage(ABC):
         branch = self.process(item, references, parameters, slot)
         self._record(item, references)
         return StageResult(item, branch)
+
+    def branch_of(self, exposure: Exposure) -> str | None:  # noqa: ARG002
+        """Branch on which an exposure goes on that came with the stage behind it; None for its own."""
+        return None
 
     @abstractmethod
     def process(

@@ -47,7 +47,7 @@ class Finalize:
     """The finalizing stage (see `stream.stage.Stage`); `finalize_exposure` is what it does with a solution."""
 
     name = "finalize"
-    version = "3"
+    version = "4"
     parameters_type: type[StageParameters] = StageParameters
     reference_types: tuple[str, ...] = ("distortion",)
     libraries: tuple[str, ...] = ("numpy", "astropy", "gwcs", "tweakwcs", "roman_datamodels", "rad", "asdf")
@@ -135,6 +135,7 @@ def finalize_exposure(
     _label(exposure, association, versions)
     if crds is not None:
         exposure.meta.setdefault("ref_file", {})["crds"] = dict(crds)
+    _forget_alignment(exposure, distortion)
     measured = plain_metadata(exposure.meta)  # what catalog and segmentation map repeat: as before the alignment
     wcs = _complete(exposure, _member_solution(exposure, solution), distortion)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -142,6 +143,8 @@ def finalize_exposure(
     with_catalog = exposure.catalog is not None
     if with_catalog and exposure.meta["cal_step"]["tweakreg"] == StepStatus.COMPLETE:
         exposure.meta["source_catalog"] = {"tweakreg_catalog_name": names["cat"]}
+    elif with_catalog and exposure.meta["cal_step"]["tweakreg"] == StepStatus.FAILED:
+        exposure.meta["source_catalog"] = {}  # as the mission's pipeline leaves it
 
     arrays: dict[str, dict[str, str]] = {}
     written = [names["cal"]]
@@ -237,6 +240,17 @@ def _unaligned_wcs(exposure: Exposure, distortion: Any) -> Any:
     from stages.wcs import build_wcs
 
     return build_wcs(exposure.wcs, distortion)
+
+
+def _forget_alignment(exposure: Exposure, distortion: Any) -> None:
+    """An image that may have come in aligned has the footprint of its own WCS until it is aligned anew."""
+    if exposure.wcs is None or "assign_wcs" not in exposure.done:
+        return
+    from stages.wcs import s_region
+
+    region = s_region(_unaligned_wcs(exposure, distortion))
+    if region is not None:
+        exposure.meta["wcsinfo"]["s_region"] = region
 
 
 def _summary(exposure: Exposure) -> dict[str, Any]:

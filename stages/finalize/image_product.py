@@ -9,6 +9,7 @@ import numpy as np
 from stages.exposure import CAL_STEP_KEYS, Exposure, StepStatus
 from stages.finalize.product_file import plain_metadata, write_product
 from stages.finalize.schema_tags import product_tag
+from stages.ground_test import with_own_nodes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +57,7 @@ def write_image(path: Path, exposure: Exposure, wcs: Any) -> None:
         photometry.setdefault(key, _PLACEHOLDER)
     meta["cal_logs"] = list(exposure.logs)
     meta["wcs"] = wcs
+    with_own_nodes(meta, exposure.source_tag)
     arrays = {name: exposure.arrays[name] for name in IMAGE_ARRAYS if name in exposure.arrays}
     if _has_second_dq(product_tag(exposure.source_tag, "wfi_image")):
         arrays.setdefault("dq2", np.zeros_like(exposure.arrays["dq"]))

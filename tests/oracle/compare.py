@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,24 +53,27 @@ def compare_images(ours: Path, theirs: Path, found: Differences) -> None:
         with np.errstate(invalid="ignore"):
             found.outside["data"] = float(np.mean((difference > 1e-3 * err)[good]))
         found.outside["dq"] = float(np.mean(np.asarray(mine["dq"]) != np.asarray(oracle["dq"])))
-        _compare_meta("meta", mine["meta"], oracle["meta"], found.meta)
+        compare_meta("meta", mine["meta"], oracle["meta"], found.meta)
         found.wcs_mas = wcs_difference(mine["meta"]["wcs"], oracle["meta"]["wcs"], np.asarray(oracle["data"]).shape)
 
 
-def _compare_meta(where: str, mine: Any, oracle: Any, found: list[str]) -> None:
-    if isinstance(oracle, dict) and isinstance(mine, dict):
+def compare_meta(where: str, mine: Any, oracle: Any, found: list[str]) -> None:
+    if isinstance(oracle, Mapping) and isinstance(mine, Mapping):
         for key in sorted({*mine, *oracle} - ACCEPTED_META - {"wcs"}):
             if key not in mine or key not in oracle:
                 found.append(f"{where}.{key}: only in {'oracle' if key in oracle else 'ours'}")
             else:
-                _compare_meta(f"{where}.{key}", mine[key], oracle[key], found)
+                compare_meta(f"{where}.{key}", mine[key], oracle[key], found)
     elif isinstance(oracle, (list, tuple)) and isinstance(mine, (list, tuple)) and len(mine) == len(oracle):
         for i, (x, y) in enumerate(zip(mine, oracle, strict=True)):
-            _compare_meta(f"{where}[{i}]", x, y, found)
+            compare_meta(f"{where}[{i}]", x, y, found)
     elif isinstance(oracle, float) and isinstance(mine, float):
         if not (
             mine == oracle or abs(mine - oracle) <= 1e-6 * abs(oracle) + 1e-9 or (np.isnan(mine) and np.isnan(oracle))
         ):
+            found.append(f"{where}: {mine!r} instead of {oracle!r}")
+    elif hasattr(oracle, "shape"):
+        if type(mine) is not type(oracle) or not np.array_equal(mine, oracle):
             found.append(f"{where}: {mine!r} instead of {oracle!r}")
     elif mine != oracle:
         found.append(f"{where}: {mine!r} instead of {oracle!r}")
@@ -122,14 +126,15 @@ def _unconstrained(catalog: Any) -> Any:
     return (catalog["psf_flags"].to_numpy() & 8 != 0) | (errors[0] > 1) | (errors[1] > 1)
 
 
-def compare_products(ours: Path, theirs: Path, exposure: str) -> Differences:
-    """Compare all products of one exposure."""
+def compare_products(ours: Path, theirs: Path, exposure: str, *, named: str = "") -> Differences:
+    """Compare all products of one exposure; ours may be ``named`` otherwise."""
     found = Differences()
-    compare_images(ours / f"{exposure}_cal.asdf", theirs / f"{exposure}_cal.asdf", found)
+    own = named or exposure
+    compare_images(ours / f"{own}_cal.asdf", theirs / f"{exposure}_cal.asdf", found)
     if (theirs / f"{exposure}_cat.parquet").exists():
-        compare_catalogs(ours / f"{exposure}_cat.parquet", theirs / f"{exposure}_cat.parquet", found)
+        compare_catalogs(ours / f"{own}_cat.parquet", theirs / f"{exposure}_cat.parquet", found)
         with (
-            asdf.open(ours / f"{exposure}_segm.asdf", memmap=False) as a,
+            asdf.open(ours / f"{own}_segm.asdf", memmap=False) as a,
             asdf.open(theirs / f"{exposure}_segm.asdf", memmap=False) as b,
         ):
             for key in ("data", "detection_image"):
@@ -137,9 +142,9 @@ def compare_products(ours: Path, theirs: Path, exposure: str) -> Differences:
                     x, y = np.asarray(a["roman"][key]), np.asarray(b["roman"][key])
                     found.sizes[f"segm.{key}"] = x.size
                     found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | (np.isnan(x) & np.isnan(y))))
-            _compare_meta("segm.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
-    with asdf.open(ours / f"{exposure}_wcs.asdf") as a, asdf.open(theirs / f"{exposure}_wcs.asdf") as b:
-        _compare_meta("wcs.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
+            compare_meta("segm.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
+    with asdf.open(ours / f"{own}_wcs.asdf") as a, asdf.open(theirs / f"{exposure}_wcs.asdf") as b:
+        compare_meta("wcs.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
         for key in ("wcs_l1", "wcs_l2"):
             found.wcs_mas = max(found.wcs_mas, wcs_difference(a["roman"][key], b["roman"][key], (4096, 4096)))
     return found

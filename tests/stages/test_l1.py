@@ -142,7 +142,7 @@ def test_the_id_may_be_given_when_the_file_lies_elsewhere(tmp_path: Path) -> Non
         ({"resultantdq": np.zeros((3, 16, 4096), "u2")}, r"roman\.resultantdq has dtype uint16; expected uint8"),
         ({"reference_read": np.zeros((9, 4096), "u2")}, r"roman\.reference_read has shape"),
         ({"data": np.zeros((3, 8, 4096), "u2"), "amp33": np.zeros((3, 8, 128), "u2")}, "more than 8 rows"),
-        ({"tag": "wfi_image-2.1.0"}, r"'roman' is a wfi_image; expected wfi_science_raw \(L1\) or ramp"),
+        ({"tag": "wfi_mosaic-2.1.0"}, r"'roman' is a wfi_mosaic; expected wfi_science_raw \(L1\), tvac, fps, ramp or"),
         ({"tag": "tvac/wfi_science_raw-1.0.0"}, r"'roman' is a tvac/wfi_science_raw"),
         ({"meta": None}, r"roman\.meta is missing"),
     ],
