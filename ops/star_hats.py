@@ -43,6 +43,13 @@ _INDEX = f"_healpix_{_ORDER}"
 
 _MOTION = ("pmra", "pmdec", "parallax", "ref_epoch")
 
+_PIXEL_DEGREES = 58.6
+"""Side of a pixel of order 0; each order halves it."""
+
+_PIXELS_ACROSS = 16
+"""Pixels across the radius of a cone, at the most: a thousand in all, whatever the order of the partitions, and at most
+an eighth more sky than the cone's to each side."""
+
 _READ_AHEAD = 1 << 20
 """Bytes: what the reader of a file asks a distant store for at least."""
 
@@ -141,21 +148,22 @@ class HatsCatalog:
 
 
 def touched_partitions(partitions: NDArray[np.int64], pixels: NDArray[np.int64], order: int) -> NDArray[np.int64]:
-    """Those of the partitions (order, pixel) that hold one of the pixels of an order, which is none's less."""
-    shifts = 2 * (order - partitions[:, 0])
+    """Those of the partitions (order, pixel) that overlap one of the pixels, which are of one order."""
     keep = np.zeros(len(partitions), dtype=bool)
-    for shift in np.unique(shifts):
-        same = shifts == shift
-        keep[same] = np.isin(partitions[same, 1], pixels >> shift)
+    for own in np.unique(partitions[:, 0]):
+        same = partitions[:, 0] == own
+        coarse = min(int(own), order)
+        keep[same] = np.isin(partitions[same, 1] >> 2 * (own - coarse), pixels >> 2 * (order - coarse))
     return partitions[keep]
 
 
 def _touched_pixels(partitions: NDArray[np.int64], cone: SearchCone) -> tuple[NDArray[np.int64], int]:
-    """The pixels that overlap the cone, sorted, at the highest order of the partitions; and that order."""
+    """The pixels that overlap the cone, sorted, and their order: fine enough for the cone, and for the partitions."""
     from astropy import units
     from astropy_healpix import HEALPix
 
-    order = int(partitions[:, 0].max(initial=0))
+    fine = int(np.ceil(np.log2(_PIXEL_DEGREES / max(cone.radius, 1e-6) * _PIXELS_ACROSS)))
+    order = max(0, min(fine, int(partitions[:, 0].max(initial=0))))
     grid = HEALPix(nside=2**order, order="nested")
     pixels = grid.cone_search_lonlat(cone.ra * units.deg, cone.dec * units.deg, radius=cone.radius * units.deg)
     return np.unique(np.asarray(pixels, dtype=np.int64)), order

@@ -119,7 +119,9 @@ class StandIn:
             motion = f"{float(pmra)!r},{float(pmdec)!r}" if known[number] else ","
             if inside[number]:
                 brightness = "" if np.isnan(mag) else float(mag)
-                lines.append(f"x,{here[0]},{float(here[1])!r},0.1,{float(here[2])!r},{float(epoch)!r},{motion},,{brightness}")
+                lines.append(
+                    f"x,{here[0]},{float(here[1])!r},0.1,{float(here[2])!r},{float(epoch)!r},{motion},,{brightness}"
+                )
         return ("\n".join(lines) + "\n").encode() if len(lines) > 2 else b"No data records for this region\n"
 
 

@@ -20,6 +20,7 @@ from stream.failure import Failure, FatalError, PermanentError, RetriableError
 from tests.ops.star_catalogs import separation, standing_in, star_columns, write_hats, write_table
 from tests.s3_server import server
 from tests.servers import S3Server
+from tests.stages.sky_scene import sky_stars
 
 __all__ = ["server"]
 
@@ -108,10 +109,7 @@ def test_equal_stars_in_another_order_are_kept_as_equal_bytes(hats: Path, tmp_pa
     ],
 )
 def test_no_star_in_the_cone_is_missed_wherever_it_points(tmp_path: Path, cone: SearchCone) -> None:
-    rng = np.random.default_rng(5)
-    near = rng.normal(0, 1.5 * cone.radius, (2, 4000))
-    dec = np.clip(cone.dec + near[1], -90, 90)
-    ra = (cone.ra + near[0] / np.maximum(np.cos(np.deg2rad(dec)), 0.01)) % 360
+    ra, dec = sky_stars(np.random.default_rng(5), cone.ra, cone.dec, 1.5 * cone.radius * 3600, 4000)
     stars = star_columns(6, ra, dec)
     write_hats(tmp_path, stars, order=1, most=300)
     found = HatsCatalog.open(str(tmp_path)).stars(cone)
@@ -158,13 +156,13 @@ def test_a_hats_catalog_is_the_same_from_object_storage(
 ) -> None:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    shutil.copytree(hats, server.root / "rampstream" / "gaia_hats")
+    shutil.copytree(hats, server.root / "gaia_hats")
     url = "s3://rampstream/gaia_hats"
     definition = defined(url)
     assert definition == {"hats": url, "version": defined(hats)["version"]}
     assert defined(f"hats:{url}/") == definition
     assert_same(answered(url, tmp_path), answered(hats, tmp_path))
-    (server.root / "rampstream" / "gaia_hats" / "properties").unlink()
+    (server.root / "gaia_hats" / "properties").unlink()
     with pytest.raises(PermanentError, match="gaia_hats: there is no such object, and no catalog in the HATS layout"):
         defined(url)
 
