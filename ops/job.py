@@ -134,8 +134,19 @@ class Workbench:
             schema_generation=schema_generation(),
             salt=self.environment.get("salt"),
         )
+        recipe = self._with_named_files(recipe, name, facts)
         # The products name the context: equal files chosen by another one are the same numbers in other products.
         return hash_parts("crds", recipe, self.crds) if name == FINALIZE and self.crds is not None else recipe
+
+    def _with_named_files(self, recipe: str, name: str, facts: Mapping[str, Any]) -> str:
+        """The recipe, with the content of files that parameters name."""
+        paths = self.parameters(name, facts).named_files()
+        if not paths:
+            return recipe
+        missing = [path for path in paths if not Path(path).is_file()]
+        if missing:
+            raise PermanentError(f"a parameter of {name} names the file {missing[0]}, which does not exist")
+        return hash_parts("named files", recipe, [file_digest(Path(path)) for path in paths])
 
     def needed(self, name: str, facts: Mapping[str, Any]) -> list[str]:
         """References that the stage opens and that must be lent to the job."""
