@@ -212,10 +212,10 @@ class Engine:
     async def check_environment(self, *, stars: bool = True) -> None:
         """Have a job process make every stage and open the star table: what is wrong is told before any work.
 
-        Without ``stars`` a table in object storage is not fetched for it.
+        Without ``stars`` a table in object storage is not fetched for it, nor a catalog opened.
         """
         stages = list(self.pipeline.segments.topology.stages)
-        await self.jobs.run_patiently("check", {"stages": stages}, label="check", stars=stars)
+        await self.jobs.run_patiently("check", {"stages": stages, "stars_matter": stars}, label="check", stars=stars)
 
     def aggregator(self) -> Aggregator:
         """The aggregator of the joint stage."""

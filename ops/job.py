@@ -216,7 +216,7 @@ def check(arguments: dict[str, Any], slot: Slot, report: Report) -> None:
     bench = Workbench.of(arguments["environment"], slot)
     for name in arguments["stages"]:
         bench.parameters(name)
-    if is_queried(bench.environment["gaia"]):
+    if arguments.get("stars_matter", True) and is_queried(bench.environment["gaia"]):
         from ops.star_sources import check_source
 
         check_source(bench.environment["gaia"])
