@@ -78,7 +78,7 @@ def in_order(ra, dec, mag):
 
 
 def assert_same_stars(found, expected):
-    assert len(found[0]) == len(expected[0]) > 100
+    assert len(found[0]) == len(expected[0]) > 10
     for a, b in zip(in_order(*found), in_order(*expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 / 3.6e6)
 
