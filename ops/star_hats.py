@@ -246,8 +246,9 @@ class _Ranges(io.RawIOBase):
 def _open_store(location: str) -> Any:
     limits = StoreLimits()
     if location.startswith(("http://", "https://")):
-        options = {**limits.client_options(), "allow_http": location.startswith("http://")}
-        return HTTPStore.from_url(location, client_options=options, retry_config=limits.retry_config())
+        options: Any = {**limits.client_options(), "allow_http": location.startswith("http://")}
+        retries: Any = limits.retry_config()
+        return HTTPStore.from_url(location, client_options=options, retry_config=retries)
     if "://" in location:
         return open_remote(location, limits)
     if not Path(location).is_dir():

@@ -95,15 +95,15 @@ def _axes(middle: Array) -> tuple[Array, Array, Array]:
 
 def _pixel_matrix(member: Aligned) -> Array:
     """From pixels of a frame that is oriented as the member's detector to the plane, in radians."""
-    search = member.points.search
-    lacking = [name for name in ("vparity", "v3yangle", "pixel_size") if search.get(name) is None]
+    known = {name: value for name, value in member.points.search.items() if value is not None}
+    lacking = [name for name in ("vparity", "v3yangle", "pixel_size") if name not in known]
     if lacking:
         raise PermanentError(
             f"{member.id}: where to look for reference stars is not known: its tie points do not tell "
             f"{', '.join(lacking)} (meta.wcsinfo has none, the distortion has no inverse, or an earlier version wrote "
             "them); give a table of stars with --gaia"
         )
-    parity = search["vparity"]
-    angle = np.deg2rad(member.points.numbers["roll_ref"] - parity * search["v3yangle"])
+    parity = known["vparity"]
+    angle = np.deg2rad(member.points.numbers["roll_ref"] - parity * known["v3yangle"])
     cos, sin = np.cos(angle), np.sin(angle)
-    return np.deg2rad(search["pixel_size"]) * np.array([[parity * cos, sin], [-parity * sin, cos]])
+    return np.deg2rad(known["pixel_size"]) * np.array([[parity * cos, sin], [-parity * sin, cos]])
