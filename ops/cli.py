@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from ops.gaia_option import add_gaia
 from stream.failure import Failure, FatalError, RetriableError
 
 __all__ = ["main", "parse"]
@@ -35,9 +36,7 @@ def _add_run(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="DIR|crds://CONTEXT",
         help="folder with reference files, or a context of the local CRDS cache (crds: for the one in use)",
     )
-    parser.add_argument(
-        "--gaia", required=True, type=Path, metavar="TABLE", help="table of reference stars (ra, dec, …)"
-    )
+    add_gaia(parser, required=True)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the products")
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="folder for the engine's state (default: OUT/.rampstream)"

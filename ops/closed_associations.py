@@ -15,7 +15,7 @@ from stream.member_list import MemberList, load_close, read_member_list
 from stream.results import Manifest, Results, StoredObject
 from stream.store import ObjectStore
 
-__all__ = ["MEMBERS_OF_A_PART", "ClosedAssociations", "part_name"]
+__all__ = ["MEMBERS_OF_A_PART", "ClosedAssociations", "part_name", "refusal_of"]
 
 MEMBERS_OF_A_PART = 100
 """Members in one object of a solution. A member takes 1 kB there, so that each one reads 100 kB, and a manifest of ten
@@ -31,6 +31,11 @@ V = TypeVar("V")
 def part_name(number: int) -> str:
     """Name of one part of a solution in its manifest."""
     return "solution" if number == 0 else f"solution-{number}"
+
+
+def refusal_of(close: Close | None) -> tuple[str, ...]:
+    """What a close adds to the recipes of its members when it aligns nobody: their status is FAILED then."""
+    return () if close is None or close.outcome is CloseOutcome.ALIGN else (close.outcome.value,)
 
 
 class ClosedAssociations:

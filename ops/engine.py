@@ -16,6 +16,7 @@ from ops.pipeline_jobs import PATIENCE, JobLimits, PipelineJobs
 from ops.product_sets import ProductSets, Visible
 from ops.run_inputs import RunInputs
 from ops.settings import RunSettings
+from ops.star_answers import StarAnswers
 from ops.table import Pipeline
 from ops.work import PipelineWork
 from stream.aggregator import Aggregator
@@ -211,10 +212,10 @@ class Engine:
     async def check_environment(self, *, stars: bool = True) -> None:
         """Have a job process make every stage and open the star table: what is wrong is told before any work.
 
-        Without ``stars`` a table in object storage is not fetched for it.
+        Without ``stars`` a table in object storage is not fetched for it, nor a catalog opened.
         """
         stages = list(self.pipeline.segments.topology.stages)
-        await self.jobs.run_patiently("check", {"stages": stages}, label="check", stars=stars)
+        await self.jobs.run_patiently("check", {"stages": stages, "stars_matter": stars}, label="check", stars=stars)
 
     def aggregator(self) -> Aggregator:
         """The aggregator of the joint stage."""
@@ -223,7 +224,12 @@ class Engine:
             store=self.store,
             router=self.router,
             solver=JointSolver(
-                jobs=self.jobs, store=self.store, results=self.results, cache=self.cache, observe=self.observe
+                jobs=self.jobs,
+                store=self.store,
+                results=self.results,
+                cache=self.cache,
+                stars=StarAnswers(jobs=self.jobs, store=self.store, scratch=self.folders.scratch),
+                observe=self.observe,
             ).solve,
             abandon=self.work.abandon,
             dispatched=self.products.check,  # a close that has nobody finalized is complete at once

@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from ops.gaia_option import is_queried
 from stages.crds_context import CrdsContext, client_version
 from stages.crds_references import CrdsReferences
 from stages.indexed_references import IndexedReferences
@@ -34,6 +36,7 @@ from stream.stage import Member, Slot, StageParameters
 
 __all__ = [
     "Workbench",
+    "ask_stars",
     "check",
     "execute",
     "finalize",
@@ -41,6 +44,7 @@ __all__ = [
     "library_versions",
     "recipes",
     "renamed_image",
+    "search_cone",
     "solve",
     "step_output",
 ]
@@ -59,7 +63,7 @@ class Workbench:
         ``entries`` (stage to ``module:Class``), ``parameters`` (stage to values), ``references`` (a folder; or ``url``,
         ``index`` and local ``path`` of an index; or ``crds``, the context, the ``path`` of its cache, and whether
         ``parameters`` come from it too), ``pins`` (type to file), ``cache`` (folder) with ``cache_bytes``, and ``gaia``
-        (a file, or ``url`` and ``digest``).
+        (see `ops.star_sources`).
     """
 
     def __init__(self, environment: Mapping[str, Any], slot: Slot) -> None:
@@ -132,8 +136,19 @@ class Workbench:
             schema_generation=schema_generation(),
             salt=self.environment.get("salt"),
         )
+        recipe = self._with_named_files(recipe, name, facts)
         # The products name the context: equal files chosen by another one are the same numbers in other products.
         return hash_parts("crds", recipe, self.crds) if name == FINALIZE and self.crds is not None else recipe
+
+    def _with_named_files(self, recipe: str, name: str, facts: Mapping[str, Any]) -> str:
+        """The recipe, with the content of files that parameters name."""
+        paths = self.parameters(name, facts).named_files()
+        if not paths:
+            return recipe
+        missing = [path for path in paths if not Path(path).is_file()]
+        if missing:
+            raise PermanentError(f"a parameter of {name} names the file {missing[0]}, which does not exist")
+        return hash_parts("named files", recipe, [file_digest(Path(path)) for path in paths])
 
     def needed(self, name: str, facts: Mapping[str, Any]) -> list[str]:
         """References that the stage opens and that must be lent to the job."""
@@ -170,9 +185,13 @@ def _references(environment: Mapping[str, Any]) -> CrdsReferences | DirectoryRef
     return IndexedReferences(index, named["url"], pinned=environment["pins"], cache=cache, cache_bytes=bound)
 
 
-def _star_table(arguments: Mapping[str, Any]) -> Path:
-    """Local file of the star table, fetched for the job or named by the run."""
-    return Path(arguments.get("stars") or arguments["environment"]["gaia"])
+def _star_list(arguments: Mapping[str, Any]) -> Any:
+    """The star table that was fetched for the job or is named by the run; no stars where nobody asked for them."""
+    from stages.gaia import NO_STARS, read_star_table
+
+    gaia = arguments["environment"]["gaia"]
+    path = arguments.get("stars") or (gaia if isinstance(gaia, str) else None)
+    return NO_STARS if path is None else read_star_table(path)
 
 
 def _wrong_parameter(stage: str, model: type[BaseModel], item: Any) -> str:
@@ -196,13 +215,14 @@ def schema_generation() -> str:
 def check(arguments: dict[str, Any], slot: Slot, report: Report) -> None:
     """Make every stage and its parameters and open the star table: what is wrong is told before any work."""
     del report
-    from stages.gaia import read_star_table
-
     bench = Workbench.of(arguments["environment"], slot)
     for name in arguments["stages"]:
         bench.parameters(name)
-    if "stars" in arguments or isinstance(bench.environment["gaia"], str):
-        read_star_table(_star_table(arguments))
+    if arguments.get("stars_matter", True) and is_queried(bench.environment["gaia"]):
+        from ops.star_sources import check_source
+
+        check_source(bench.environment["gaia"])
+    _star_list(arguments)
 
 
 def recipes(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:
@@ -225,8 +245,11 @@ def recipes(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, 
     return {"recipes": found, "needed": needed, "error": error}
 
 
-def joint_recipe(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, str]:
-    """Recipe of the joint stage, and the digest of the star list; ``facts`` are those of the first member that came."""
+def joint_recipe(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:
+    """Recipe of the joint stage, and the digest of the star list; ``facts`` are those of the first member that came.
+
+    Where the stars must be asked for the digest is None, and ``source`` and ``salt`` tell of whom.
+    """
     del report
     from stages.gaia import star_table_digest
 
@@ -241,7 +264,41 @@ def joint_recipe(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[
         salt=bench.environment.get("salt"),
     )
     gaia = bench.environment["gaia"]
+    if is_queried(gaia):
+        return {"recipe": recipe, "star_list": None, "source": gaia, "salt": bench.environment.get("salt")}
     return {"recipe": recipe, "star_list": star_table_digest(Path(gaia)) if isinstance(gaia, str) else gaia["digest"]}
+
+
+def search_cone(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:
+    """Where the joint stage needs stars (None: nowhere), and how long a service may take to tell them."""
+    del report
+    bench = Workbench.of(arguments["environment"], slot)
+    stage, parameters = bench.stage(JOINT), bench.parameters(JOINT, arguments["facts"])
+    if not hasattr(stage, "cone"):
+        raise PermanentError(f"{JOINT} does not tell where it needs stars: give it a table with --gaia")
+    cone = stage.cone(_members(arguments), parameters)
+    timeout = getattr(parameters, "vo_timeout", None)
+    return {"cone": None if cone is None else asdict(cone), "timeout": timeout}
+
+
+def ask_stars(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:
+    """Ask the run's catalog for the stars in a cone, and write them as a star table."""
+    del slot, report
+    from ops.star_sources import stars_in
+    from stages.gaia import star_table_digest, write_star_table
+    from stages.tweakreg.cone import SearchCone
+
+    found = stars_in(arguments["environment"]["gaia"], SearchCone(**arguments["cone"]), timeout=arguments["timeout"])
+    out = Path(arguments["out"])
+    write_star_table(out, found)
+    return {"stars": len(found["ra"]), "digest": star_table_digest(out)}
+
+
+def _members(arguments: Mapping[str, Any]) -> list[Member]:
+    return [
+        Member(m["id"], m["status"], m["facts"], Path(m["tie_points"]) if m["tie_points"] else None)
+        for m in arguments["members"]
+    ]
 
 
 def execute(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:
@@ -262,17 +319,11 @@ def execute(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, 
 
 def solve(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:
     """Run the joint stage on the tie points of an association's members."""
-    from stages.gaia import read_star_table
-
     bench = Workbench.of(arguments["environment"], slot)
-    members = [
-        Member(m["id"], m["status"], m["facts"], Path(m["tie_points"]) if m["tie_points"] else None)
-        for m in arguments["members"]
-    ]
     with _told(JOINT, report):
-        stars = read_star_table(_star_table(arguments))
+        stars = _star_list(arguments)
         parameters = bench.parameters(JOINT, arguments["facts"])
-        document: dict[str, Any] = bench.stage(JOINT).solve(members, stars, parameters, slot)
+        document: dict[str, Any] = bench.stage(JOINT).solve(_members(arguments), stars, parameters, slot)
     return document
 
 

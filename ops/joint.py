@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 from ops.closed_associations import MEMBERS_OF_A_PART, part_name
 from ops.pipeline_jobs import Observer, PipelineJobs
+from ops.star_answers import StarAnswers
 from stages.pipeline import JOINT
 from stream.aggregator import Solved
 from stream.association import Close, ClosedMember
+from stream.failure import PermanentError
 from stream.identity import canonical_json, joint_solution_identity
 from stream.message import MemberMessage
 from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key
@@ -22,6 +25,9 @@ from stream.store.cache import ObjectCache
 from stream.together import together
 
 __all__ = ["JointSolver"]
+
+_NOBODY = "nobody"
+"""In place of the digest of a star list that nobody needs."""
 
 _TOGETHER = 32
 """Tie points fetched at once: some 10 kB each, of which there may be ten thousand, so that what counts is how long the
@@ -39,6 +45,8 @@ class JointSolver:
         Where tie points and solutions lie.
     cache : ObjectCache
         Fetches tie points.
+    stars : StarAnswers, optional
+        Asks for reference stars, where they are no table.
     observe : callable
         Told when a stored solution is used again.
     """
@@ -50,6 +58,7 @@ class JointSolver:
         store: ObjectStore,
         results: Results,
         cache: ObjectCache,
+        stars: StarAnswers | None = None,
         observe: Observer = lambda _: None,
     ) -> None:
         self._jobs = jobs
@@ -57,6 +66,7 @@ class JointSolver:
         self._store = store
         self._results = results
         self._cache = cache
+        self._stars = stars
 
     async def solve(self, close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
         """Solve one close of an association; an equal solution that is stored is used again."""
@@ -65,10 +75,14 @@ class JointSolver:
             return None
         facts = _first_facts(close, messages)
         known = await self._jobs.run_patiently("joint_recipe", {"facts": facts}, label=close.association, light=True)
-        identity = joint_solution_identity(statuses, recipe=known["recipe"], star_list=known["star_list"])
+        stars, star_list = None, known["star_list"]
+        if star_list is None:
+            stars = await self._answered(close, messages, known)
+            star_list = _NOBODY if stars is None else stars.digest
+        identity = joint_solution_identity(statuses, recipe=known["recipe"], star_list=star_list)
         found = await self._results.find(identity)
         if found is None:
-            found = await self._solve(close, messages, identity)
+            found = await self._solve(close, messages, identity, stars)
         else:
             self._observe({"event": "reused", "exposure": close.association, "stages": [JOINT]})
         return Solved(found.key, found.identity)
@@ -87,23 +101,47 @@ class JointSolver:
             "tie_points": None if path is None else str(path),
         }
 
-    async def _solve(self, close: Close, messages: dict[str, MemberMessage], identity: str) -> Manifest:
+    async def _answered(
+        self, close: Close, messages: dict[str, MemberMessage], known: Mapping[str, Any]
+    ) -> StoredObject | None:
+        """The table of the stars that the catalog answers for this close; None where nobody is aligned."""
+        if self._stars is None:
+            raise PermanentError(f"{close.association}: there is nobody here to ask for reference stars")
+        async with self._described_members(close, messages) as (arguments, _):
+            asked = await self._jobs.run_patiently("search_cone", arguments, label=close.association)
+        if asked["cone"] is None:
+            return None
+        return await self._stars.answer(
+            known["source"], asked["cone"], patience=asked["timeout"], salt=known["salt"], label=close.association
+        )
+
+    @asynccontextmanager
+    async def _described_members(
+        self, close: Close, messages: dict[str, MemberMessage], *more: StoredObject
+    ) -> AsyncIterator[tuple[dict[str, Any], Mapping[str, Path]]]:
+        """A job's arguments, with tie points on this machine as long as the context lasts; paths of ``more``, too."""
         wanted = [
             # their sizes are in no message: to ask for each would take as long as to fetch it
             StoredObject(message.member, message.tie_points, message.tie_points_digest, -1, ObjectKind.SIDE)
             for message in messages.values()
             if message.tie_points is not None and message.tie_points_digest is not None
         ]
-        async with self._cache.lease(wanted, most=_TOGETHER) as paths:
+        async with self._cache.lease([*wanted, *more], most=_TOGETHER) as paths:
             described = [self._described(member, messages.get(member.member), paths) for member in close.members]
-            document = await self._jobs.run_patiently(
-                "solve", {"members": described, "facts": _first_facts(close, messages)}, label=close.association,
-                stars=True,
-            )  # fmt: skip
+            yield {"members": described, "facts": _first_facts(close, messages)}, paths
+
+    async def _solve(
+        self, close: Close, messages: dict[str, MemberMessage], identity: str, stars: StoredObject | None
+    ) -> Manifest:
+        more = () if stars is None else (stars,)
+        async with self._described_members(close, messages, *more) as (arguments, paths):
+            if stars is not None:
+                arguments["stars"] = str(paths[stars.name])
+            document = await self._jobs.run_patiently("solve", arguments, label=close.association, stars=True)
         objects = await self._put(document, close, f"{close.revision}-{identity[:12]}")
         return await self._results.publish(
             Manifest(
-                identity=identity, exposure=close.association, stage=JOINT, branch=JOINT, objects=objects,
+                identity=identity, exposure=close.association, stage=JOINT, branch=JOINT, objects=(*objects, *more),
                 extra={"summary": document["summary"]},
             )
         )  # fmt: skip

@@ -20,8 +20,10 @@ import anyio
 
 from ops.connect import Connection, RunView, add_engine_arguments, connected, engine_settings, view_run
 from ops.engine import Folders, job_environment, status_of
+from ops.gaia_option import add_gaia
 from ops.replay_plan import ReplayPlan, definition_with_changes, planned_exposure
-from ops.run_inputs import RunInputs, defined_references, defined_stars
+from ops.run_inputs import RunInputs, defined_references
+from ops.star_sources import defined_stars
 from ops.table import defined_pipeline
 from ops.topics import apply
 from ops.trace_export import exported_tracing
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parameters", action="append", default=[], type=Path, metavar="FILE.asdf", help="a step's parameter file"
     )
     plan.add_argument("--reference", action="append", default=[], dest="pins", metavar="TYPE=FILE", help="pinned")
-    plan.add_argument("--gaia", metavar="TABLE|URL", help="another table of reference stars")
+    add_gaia(plan)
     plan.add_argument("--recompute", action="store_true", help="reuse no result from the topic's stage on")
     plan.add_argument("--out", type=Path, default=Path("replay.json"), metavar="PLAN", help="file for the plan")
     plan.add_argument("--json", action="store_true", help="print the plan's summary as one JSON document")

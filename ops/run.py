@@ -21,7 +21,7 @@ import anyio.to_thread
 from rich.console import Console
 
 from ops.announce import Announcer
-from ops.crds_cache import crds_cache, is_crds_definition
+from ops.crds_cache import is_crds_definition
 from ops.dropped_payloads import drop_payloads
 from ops.engine import Engine, Folders
 from ops.ingest import Ingest, inspect, read_inputs
@@ -105,9 +105,9 @@ class EmbeddedRun:
             **self._pipeline.definition(),
             "references": options.references,
             "pins": {kind: str(path) for kind, path in options.settings.references.items()},
-            "gaia": str(options.gaia),
+            "gaia": options.gaia,
         }
-        self._crds = crds_cache(options.settings) if is_crds_definition(options.references) else None
+        self._crds = is_crds_definition(options.references)
         self.run = f"run-{hash_parts('definition', self._definition)[:12]}"
         self._changed = anyio.Event()
         self._session_ms = int(self._clock.now() * 1000)
@@ -142,7 +142,10 @@ class EmbeddedRun:
             )
             self._runner = await stack.enter_async_context(self._make_runner())
             self._tracing = await stack.enter_async_context(exported_tracing(self.run, f"run-{os.getpid()}"))
-            self._engine = self._make_engine()
+            folders = Folders(self._options.work)
+            inputs = await RunInputs.opened(self._definition, folders.references, self._settings)
+            await anyio.to_thread.run_sync(inputs.sweep)
+            self._engine = self._make_engine(folders, inputs)
             await self._engine.check_environment()
             for entry in ingest.entries.values():
                 await anyio.to_thread.run_sync(inspect, entry)
@@ -164,8 +167,7 @@ class EmbeddedRun:
             slots=self._settings.slots, preload=preload, log_dir=self._options.work / "logs" / "jobs"
         )  # fmt: skip
 
-    def _make_engine(self) -> Engine:
-        folders = Folders(self._options.work)
+    def _make_engine(self, folders: Folders, inputs: RunInputs) -> Engine:
         self._projection = Projection(store=self._store, out=self._options.out, cache=folders.objects)
         return Engine(
             broker=self._broker,
@@ -184,7 +186,7 @@ class EmbeddedRun:
             observe=self._observe,
             tracing=self._tracing,
             clock=self._clock,
-            inputs=RunInputs(self._definition, folders.references, crds=self._crds),
+            inputs=inputs,
         )
 
     async def _project(self, complete: ProductSet) -> None:

@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 
 from ops.crds_cache import check_pinned_context, crds_cache, defined_context, is_crds, is_crds_definition
+from ops.gaia_option import is_queried
 from ops.reference_store import is_url, newest_index, object_at, open_set, pinned_index
 from ops.settings import RunSettings
 from stages.reference_index import ReferenceIndex
@@ -28,7 +29,7 @@ from stream.store import ObjectStore
 from stream.store.cache import ObjectCache
 from stream.store.measured import MeasuredStore
 
-__all__ = ["RunInputs", "defined_references", "defined_stars"]
+__all__ = ["RunInputs", "defined_references"]
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -52,31 +53,14 @@ async def defined_references(text: str, settings: RunSettings) -> Any:
     return str(await path.resolve())
 
 
-async def defined_stars(text: str) -> Any:
-    """A star table as a definition names it: the path of a file, or URL, digest and size of an object.
-
-    Raises
-    ------
-    PermanentError
-        There is no such file or object.
-    """
-    if is_url(text):
-        store, key = object_at(text)
-        if await store.head(key) is None:
-            raise PermanentError(f"--gaia {text}: there is no such object")
-        with tempfile.TemporaryDirectory() as folder:
-            fetched = await store.fetch(key, Path(folder))
-            digest = await anyio.to_thread.run_sync(file_digest, fetched)
-            return {"url": text.rstrip("/"), "digest": digest, "size": (await anyio.Path(fetched).stat()).st_size}
-    path = anyio.Path(text)
-    if not await path.is_file():
-        raise PermanentError(f"--gaia {text}: there is no such file")
-    return str(await path.resolve())
-
-
 def _is_published(references: Any) -> bool:
     """Whether a definition's references lie in object storage."""
     return isinstance(references, Mapping) and "url" in references
+
+
+def _is_stored(gaia: Any) -> bool:
+    """Whether a definition's star table lies in object storage."""
+    return not isinstance(gaia, str) and not is_queried(gaia)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +146,7 @@ class RunInputs:
         if is_crds_definition(definition["references"]):
             crds = crds_cache(settings)
             await anyio.to_thread.run_sync(check_pinned_context, definition["references"], crds)
-        remote = _is_published(definition["references"]) or not isinstance(definition["gaia"], str)
+        remote = _is_published(definition["references"]) or _is_stored(definition["gaia"])
         inputs = cls(
             definition,
             (settings.reference_cache or folder).absolute() if remote else folder,
@@ -192,7 +176,7 @@ class RunInputs:
     @property
     def stars_are_fetched(self) -> bool:
         """Whether the star table lies in object storage."""
-        return not isinstance(self._gaia, str)
+        return _is_stored(self._gaia)
 
     @asynccontextmanager
     async def lease(self, references: Sequence[str] = (), *, stars: bool = False) -> AsyncIterator[dict[str, Any]]:
@@ -241,7 +225,7 @@ class RunInputs:
             self._files = {
                 (name := f"{url}/{file.key}"): _Wanted(name, file.key, file.sha256, file.size) for file in index.files
             }
-        if not isinstance(self._gaia, str):
+        if _is_stored(self._gaia):
             url, digest = self._gaia["url"], self._gaia["digest"]
             store, key = object_at(url)
             kept_as = f"stars/{hashlib.sha256(url.encode()).hexdigest()[:8]}-{digest[:16]}/{key}"

@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from ops.crds_cache import defined_context, is_crds
 from ops.run_failure import disk_trouble
 from ops.settings import RunSettings, load_settings, parse_assignment, parse_reference_pin
+from ops.star_sources import defined_stars
 from stages.product_names import product_name
 from stream.failure import PermanentError
 
@@ -44,14 +47,12 @@ class RunOptions:
             given["references"] = dict(parse_reference_pin(text) for text in options.pins)
         self.settings: RunSettings = load_settings(options.config, given)
         self.references = _defined_references(options.references, self.settings)
-        self.gaia = options.gaia.resolve()
+        self.gaia: Any = anyio.run(defined_stars, options.gaia)
         self.out = options.out.resolve()
         self.work = (options.work or options.out / ".rampstream").resolve()
         self.replace = bool(options.replace)
         self.json = bool(options.json)
         self.inputs: list[Path] = options.inputs
-        if not self.gaia.is_file():
-            raise PermanentError(f"--gaia {options.gaia}: there is no such file")
         for path in self.inputs:
             if path.absolute().parent.resolve() == self.out and product_name(path.name, "cal") == path.name:
                 raise PermanentError(f"{path}: its product would take its place; choose another folder for --out")

@@ -22,8 +22,10 @@ from ops.connect import (
     layout_key,
     put_layout,
 )
-from ops.run_inputs import defined_references, defined_stars
+from ops.gaia_option import add_gaia
+from ops.run_inputs import defined_references
 from ops.settings import RunSettings
+from ops.star_sources import defined_stars
 from ops.table import Pipeline, build_pipeline, defined_pipeline
 from stream.broker.protocol import Broker, Commit, TopicDifference, TopicPartition, TopicSpec
 from stream.failure import PermanentError, RetriableError
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|URL|crds://CONTEXT",
         help="folder with reference files, where references push published them, or a CRDS context",
     )
-    parser.add_argument("--gaia", metavar="TABLE|URL", help="table of reference stars")
+    add_gaia(parser)
     parser.add_argument(
         "--set", action="append", default=[], dest="assignments", metavar="STAGE.PARAMETER=VALUE", help="one parameter"
     )
@@ -87,8 +89,8 @@ async def _definition(connection: Connection, options: argparse.Namespace) -> di
     if options.references is None and options.gaia is None and known is not None:
         return known
     if options.references is None or options.gaia is None:
-        msg = f"the run {connection.settings.run!r} is new: say its --references and its --gaia (TABLE|URL)"
-        raise PermanentError(msg)
+        known_as = f"the run {connection.settings.run!r} is new"
+        raise PermanentError(f"{known_as}: say its --references and its --gaia (TABLE, hats:URL or service)")
     settings = connection.settings
     references, gaia = await defined_references(options.references, settings), await defined_stars(options.gaia)
     return definition_of(settings, references, gaia)

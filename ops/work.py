@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ops.alignment_result import alignment_reason
+from ops.closed_associations import refusal_of
 from ops.dropped_payloads import dropped_key
 from ops.pipeline_jobs import Observer, PipelineJobs
 from ops.product_sets import ProductSets
 from stages.pipeline import FINALIZE, JOINT
 from stages.standing import starting_stage
-from stream.association import Close, CloseOutcome
 from stream.failure import PermanentError, RetriableError
 from stream.identity import chain, final_identity, hash_parts
 from stream.message import Message, MessageKind
@@ -272,7 +272,7 @@ class PipelineWork:
             solution=solution.identity if solution else None,
             expected=members.members,
             used=used,
-            recipe=hash_parts("association", known["recipes"][0][1], members.extra, *_refused(close)),
+            recipe=hash_parts("association", known["recipes"][0][1], members.extra, *refusal_of(close)),
         )
         found = await self._results.find(identity)
         if found is not None:
@@ -394,8 +394,3 @@ class PipelineWork:
 def _needed(known: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
     """References that must be fetched for the stages."""
     return [name for stage in stages for name in known["needed"].get(stage, ())]
-
-
-def _refused(close: Close | None) -> tuple[str, ...]:
-    """What a close adds to the recipes of its members when it aligns nobody: their status is FAILED then."""
-    return () if close is None or close.outcome is CloseOutcome.ALIGN else (close.outcome.value,)

@@ -1,9 +1,9 @@
-"""Reference stars from a local table, and their places at an epoch. Not the catalog services.
+"""Reference stars from a local table, and their places at an epoch. Not the catalogs that are asked for a cone of sky.
 
-A table is used whole. Column names, in any case: ``ra`` and ``dec`` (taken as degrees whatever their unit), else
-``sky_centroid``; ``mag`` (or ``phot_g_mean_mag``), ``weight``; and for the motion ``pmra`` (with cos dec), ``pmdec``
-(mas/yr), ``parallax`` (mas) and ``ref_epoch`` or ``epoch`` (decimal year). A table that lacks any of the latter four is
-taken as it is.
+A table is used whole; what such a catalog answers is kept as a table (`write_star_table`) and read as any other. Column
+names, in any case: ``ra`` and ``dec`` (taken as degrees whatever their unit), else ``sky_centroid``; ``mag`` (or
+``phot_g_mean_mag``), ``weight``; and for the motion ``pmra`` (with cos dec), ``pmdec`` (mas/yr), ``parallax`` (mas) and
+``ref_epoch`` or ``epoch`` (decimal year). A table that lacks any of the latter four is taken as it is.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy as np
 from stream.failure import PermanentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
 __all__ = [
+    "NO_STARS",
     "StarList",
     "StarMotion",
     "barycentric_earth",
@@ -30,6 +31,7 @@ __all__ = [
     "propagate",
     "read_star_table",
     "star_table_digest",
+    "write_star_table",
 ]
 
 PARQUET_MAGIC = b"PAR1"
@@ -102,6 +104,10 @@ class StarList:
             name=self.name,
             digest=self.digest,
         )
+
+
+NO_STARS = StarList(ra=np.zeros(0), dec=np.zeros(0), name="nothing")
+"""Where nobody is aligned, nobody is asked for stars."""
 
 
 def decimal_year(start_time: Any) -> float:
@@ -195,6 +201,19 @@ def read_star_table(path: Path | str) -> StarList:
         name=str(path),
         digest=star_table_digest(path),
     )
+
+
+def write_star_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write stars as Parquet under the column names that `read_star_table` knows; equal stars give equal bytes.
+
+    The faintest come first, those without a magnitude before all, as the mission's own lists have them.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    mag = np.asarray(columns["mag"], dtype=float)
+    order = np.lexsort((np.asarray(columns["objID"]), -np.where(np.isnan(mag), np.inf, mag)))
+    pq.write_table(pa.table({name: np.asarray(values)[order] for name, values in columns.items()}), path)
 
 
 def _read_table(path: Path) -> Any:

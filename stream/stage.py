@@ -41,6 +41,10 @@ class StageParameters(BaseModel):
 
     skip: bool = Field(default=False, description="Leave the exposure unchanged and mark the stage SKIPPED.")
 
+    def named_files(self) -> tuple[str, ...]:
+        """Paths of files that parameters name and the stage reads: their content is part of the recipe."""
+        return ()
+
 
 @dataclass(slots=True)
 class Slot:

@@ -49,6 +49,7 @@ def write_image(path: Path, exposure: Exposure, wcs: Any) -> None:
         The content does not follow the schema.
     """
     meta = plain_metadata(exposure.meta)
+    meta.pop("image", None)  # whose segments the catalog measured is in the catalog alone
     steps = meta.get("cal_step", {})
     meta["model_type"] = "ImageModel"
     meta["cal_step"] = {key: steps.get(key, str(StepStatus.INCOMPLETE)) for key in CAL_STEP_KEYS}

@@ -42,6 +42,10 @@ class SourceCatalogParameters(StageParameters):
         default="", description="Path of a segmentation map whose sources are measured instead of this image's own."
     )
 
+    def named_files(self) -> tuple[str, ...]:
+        """The segmentation map, where one is given."""
+        return (self.forced_segmentation,) if self.forced_segmentation else ()
+
 
 class SourceCatalogStage(CalibrationStage):
     """Detect the sources of a calibrated image and measure positions, shapes and fluxes.

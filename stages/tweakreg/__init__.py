@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stages.exposure import ExposureType
 from stages.gaia import decimal_year
 from stages.tweakreg.absolute import align_to_stars
+from stages.tweakreg.cone import SearchCone, search_cone
 from stages.tweakreg.fit import Aligned
 from stages.tweakreg.matching import AlignmentError
 from stages.tweakreg.parameters import TweakregParameters
@@ -76,30 +77,58 @@ class Tweakreg:
         PermanentError
             A catalog has no usable columns, tie points cannot be read, or no reference star has a position.
         """
-        if parameters.skip:
-            return _nobody(members, "tweakreg is skipped by its parameters")
-        saturated = [member.id for member in members if member.status == "saturated"]
-        if saturated and parameters.saturated_member == "skip_association":
-            return _nobody(members, f"{saturated[0]} is fully saturated, so no member of its association is aligned")
+        nobody = _why_nobody(members, parameters)
+        if nobody is not None:
+            log.warning("No alignment: %s", nobody)
+            return solution({member.id: skipped_result(nobody) for member in members}, [])
         results: dict[str, dict[str, Any]] = {}
-        aligned: list[Aligned] = []
         for member in members:
-            if member.status != "ok" or member.tie_points is None:
+            if not _takes_part(member):
                 log.info("Skipping %s: %s", member.id, _SKIPPED.get(member.status, "no source catalog"))
                 results[member.id] = skipped_result(_SKIPPED.get(member.status, "no source catalog"))
-                continue
-            aligned.append(Aligned.start(member.id, _read(member)))
+        aligned = _started(members)
         if not aligned:
             return solution(results, aligned)
-        failure = _align(members, aligned, star_list, parameters)
+        _align_exposures(members, aligned, parameters)
+        failure = _align_to_stars(aligned, star_list, parameters)
         for one in aligned:
             results[one.id] = aligned_result(one, fitted=len(aligned), refcat=parameters.abs_refcat, failure=failure)
         return solution({member.id: results[member.id] for member in members}, aligned)
 
+    def cone(self, members: Sequence[Member], parameters: Any) -> SearchCone | None:
+        """Where stars are needed to solve for these members: None where nobody is aligned.
 
-def _nobody(members: Sequence[Member], reason: str) -> dict[str, Any]:
-    log.warning("No alignment: %s", reason)
-    return solution({member.id: skipped_result(reason) for member in members}, [])
+        The relative alignment is done for it, as the mission asks for stars around the positions after that.
+
+        Raises
+        ------
+        PermanentError
+            As `solve`; or the first member does not tell enough of its pixels.
+        """
+        aligned = [] if _why_nobody(members, parameters) else _started(members)
+        if not aligned:
+            return None
+        _align_exposures(members, aligned, parameters)
+        return search_cone(aligned)
+
+
+def _why_nobody(members: Sequence[Member], parameters: TweakregParameters) -> str | None:
+    """Why no member at all is aligned, or None."""
+    if parameters.skip:
+        return "tweakreg is skipped by its parameters"
+    saturated = [member.id for member in members if member.status == "saturated"]
+    if saturated and parameters.saturated_member == "skip_association":
+        return f"{saturated[0]} is fully saturated, so no member of its association is aligned"
+    return None
+
+
+def _takes_part(member: Member) -> bool:
+    return member.status == "ok" and member.tie_points is not None
+
+
+def _started(members: Sequence[Member]) -> list[Aligned]:
+    """The members that take part, before any correction, in canonical order."""
+    return [Aligned.start(member.id, _read(member)) for member in members if _takes_part(member)]
 
 
 def _read(member: Member) -> TiePoints:
@@ -110,10 +139,8 @@ def _read(member: Member) -> TiePoints:
     return points
 
 
-def _align(
-    members: Sequence[Member], aligned: list[Aligned], stars: StarList, parameters: TweakregParameters
-) -> str | None:
-    """Relative, then absolute alignment; returns why the absolute one could not be done, or None."""
+def _align_exposures(members: Sequence[Member], aligned: list[Aligned], parameters: TweakregParameters) -> None:
+    """Relative alignment, where there is more than one group."""
     groups: dict[str, list[Aligned]] = {}
     for one in aligned:
         if one.points.group is None:
@@ -121,6 +148,10 @@ def _align(
         groups.setdefault(one.points.group, []).append(one)
     if len(groups.keys() | _groups_without_catalog(members, aligned)) > 1:
         _align_relatively(aligned, list(groups.values()), parameters)
+
+
+def _align_to_stars(aligned: list[Aligned], stars: StarList, parameters: TweakregParameters) -> str | None:
+    """Absolute alignment; returns why it could not be done, or None."""
     epoch = decimal_year(aligned[0].points.start_time)
     try:
         align_to_stars(aligned, stars.at(epoch), parameters)

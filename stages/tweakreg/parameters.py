@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from stream.stage import StageParameters
 
@@ -64,16 +64,25 @@ class TweakregParameters(StageParameters):
         " the mean.",
     )
     vo_timeout: float = Field(default=1200.0, ge=0, description="Time limit of the catalog service, s.")
-    save_abs_catalog: bool = Field(default=False, description="Keep the reference stars beside the products.")
-    catalog_format: str = Field(default="ascii.ecsv", description="Format of catalogs named in an association.")
-    catalog_path: str = Field(default="", description="Folder of kept reference stars.")
+    save_abs_catalog: bool = Field(default=False, description="Of the field's step; refused when true.")
+    catalog_format: str = Field(default="ascii.ecsv", description="Of the field's step alone; not to be changed.")
+    catalog_path: str = Field(default="", description="Of the field's step alone; not to be changed.")
     update_source_catalog_coordinates: bool = Field(
-        default=False, description="Refresh a catalog on disk when tweakreg runs alone; the pipeline always does."
+        default=False, description="No effect: catalogs of aligned exposures are always refreshed."
     )
     saturated_member: Literal["skip_association", "skip_member"] = Field(
         default="skip_association",
         description="What one fully saturated member means: nobody is aligned (the mission's rule), or all others are.",
     )
+
+    @field_validator("save_abs_catalog", "catalog_format", "catalog_path")
+    @classmethod
+    def _as_by_default(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what would be without effect: they are about files of a step that runs alone."""
+        default = cls.model_fields[str(info.field_name)].default
+        if value != default:
+            raise ValueError(f"nothing here reads or writes such a catalog; expected {default!r}")
+        return value
 
     @field_validator("abs_refcat")
     @classmethod

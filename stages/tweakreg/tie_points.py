@@ -8,19 +8,20 @@ numbers of the WCS and what the alignment needs of the distortion, so that nobod
   (`stages.tweakreg.tangent_plane`);
 * ``corners``: of the bounding box, ``hull``: the polygon around the sources (or the detector), in the plane;
 * ``pixel_scales``: size of a pixel in the plane on a grid around the plane's origin, None where the distortion has no
-  inverse.
+  inverse;
+* ``search``: size (degrees) and orientation of the pixels, for the cone in which a catalog is asked for stars.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.tweakreg.hull import bounding_hull
-from stages.tweakreg.tangent_plane import TangentPlane, plane_to_v2v3, v2v3_to_plane
+from stages.tweakreg.tangent_plane import ARCSEC_PER_RADIAN, TangentPlane, plane_to_v2v3, v2v3_to_plane
 from stages.wcs import aberration_scale, distortion_bounding_box
 from stream.failure import PermanentError
 
@@ -66,6 +67,9 @@ class TiePoints:
         Arcsec, at SCALE_GRID x SCALE_GRID (first index x).
     error : str or None
         Why this catalog cannot be used; the alignment then fails as a whole.
+    search : dict
+        ``vparity``, ``v3yangle`` (degrees) and ``pixel_size`` (degrees) at the reference point, each a number or None;
+        empty in files of before there were searches.
     """
 
     numbers: dict[str, Any]
@@ -77,6 +81,7 @@ class TiePoints:
     hull: Array
     pixel_scales: Array | None
     error: str | None = None
+    search: dict[str, float | None] = field(default_factory=dict)
 
     def pixel_scale(self, plane: TangentPlane) -> float:
         """Size of a pixel (arcsec) in the plane at the place that the plane's origin has on the detector.
@@ -133,6 +138,7 @@ def tie_points_bytes(exposure: Exposure, distortion: Any) -> bytes:
         "hull": to_plane(hull[:, 0], hull[:, 1]).tolist(),
         "pixel_scales": _pixel_scales(numbers, distortion, to_plane),
         "error": error,
+        "search": _search(exposure.meta, numbers, distortion, to_plane),
     }
     positions = to_plane(pixels[:, 0].astype(float), pixels[:, 1].astype(float))
     columns = {"x": pixels[:, 0], "y": pixels[:, 1], "plane_x": positions[:, 0], "plane_y": positions[:, 1]}
@@ -169,6 +175,7 @@ def read_tie_points(path: Path) -> TiePoints:
         hull=np.array(header["hull"], dtype=float).reshape(-1, 2),
         pixel_scales=None if scales is None else np.array(scales, dtype=float),
         error=header["error"],
+        search=header.get("search", {}),
     )
 
 
@@ -218,21 +225,48 @@ def _pixels_to_plane(numbers: dict[str, Any], distortion: Any, x: Array, y: Arra
     return v2v3_to_plane(numbers, v2, v3)
 
 
-def _pixel_scales(
-    numbers: dict[str, Any], distortion: Any, to_plane: Callable[[Array, Array], Array]
-) -> list[list[float]] | None:
-    """Square root of the area of a pixel at each point of the grid around the plane's origin."""
+def _plane_to_pixels(numbers: dict[str, Any], distortion: Any, xy: Array) -> tuple[Array, Array] | None:
+    """Pixel positions of uncorrected plane coordinates; None where the distortion has no inverse."""
     try:
         inverse = distortion.inverse
     except NotImplementedError:
         return None
-    grid_x, grid_y = np.meshgrid(SCALE_GRID, SCALE_GRID, indexing="ij")
-    v2, v3 = plane_to_v2v3(numbers, np.column_stack([grid_x.ravel(), grid_y.ravel()]))
+    v2, v3 = plane_to_v2v3(numbers, xy)
     scale = aberration_scale(numbers)
     if scale is not None:
         v2 = (v2 - (1 - scale) * numbers["v2_ref"]) / scale
         v3 = (v3 - (1 - scale) * numbers["v3_ref"]) / scale
     x, y = inverse(v2, v3)
+    return x, y
+
+
+def _search(
+    meta: dict[str, Any], numbers: dict[str, Any], distortion: Any, to_plane: Callable[[Array, Array], Array]
+) -> dict[str, float | None]:
+    wcsinfo = meta.get("wcsinfo") or {}
+    found = {
+        name: float(value) if isinstance(value := wcsinfo.get(name), int | float | np.number) else None
+        for name in ("vparity", "v3yangle")
+    }
+    pixels = _plane_to_pixels(numbers, distortion, np.zeros((1, 2)))
+    if pixels is None:
+        return {**found, "pixel_size": None}
+    (x,), (y,) = pixels
+    # the tangent point is at the reference point, so that distances from it need no more than an arctangent
+    steps = to_plane(np.array([x, x + 1, x]), np.array([y, y, y + 1])) / ARCSEC_PER_RADIAN
+    sides = np.arctan(np.hypot(*(steps[1:] - steps[0]).T))
+    return {**found, "pixel_size": float(np.rad2deg(np.sqrt(sides[0] * sides[1])))}
+
+
+def _pixel_scales(
+    numbers: dict[str, Any], distortion: Any, to_plane: Callable[[Array, Array], Array]
+) -> list[list[float]] | None:
+    """Square root of the area of a pixel at each point of the grid around the plane's origin."""
+    grid_x, grid_y = np.meshgrid(SCALE_GRID, SCALE_GRID, indexing="ij")
+    pixels = _plane_to_pixels(numbers, distortion, np.column_stack([grid_x.ravel(), grid_y.ravel()]))
+    if pixels is None:
+        return None
+    x, y = pixels
     a, b, c, d = (to_plane(x + dx, y + dy) for dx, dy in ((-0.5, -0.5), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5)))
     diagonals = (c - a)[:, 0] * (d - b)[:, 1] - (c - a)[:, 1] * (d - b)[:, 0]
     scales: list[list[float]] = np.sqrt(0.5 * np.abs(diagonals)).reshape(grid_x.shape).tolist()

@@ -15,8 +15,9 @@ import pytest
 
 from ops import cli
 from ops.reference_store import NEWEST, newest_index, push
-from ops.run_inputs import RunInputs, defined_references, defined_stars
+from ops.run_inputs import RunInputs, defined_references
 from ops.settings import RunSettings
+from ops.star_sources import defined_stars
 from stages.asdf_container import open_container
 from stages.finalize.content_digest import content_digest
 from stages.reference_index import describe

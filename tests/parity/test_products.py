@@ -44,8 +44,9 @@ class Oracle:
     exposure: Exposure
 
 
-@pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+@pytest.fixture(scope="module", params=["own", "forced"])
+def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """With sources of the image's own, and with those of another image's segmentation map."""
     folder = tmp_path_factory.mktemp("oracle")
     meta = complete_meta(product_type="l2")
     meta["cal_step"] = dict.fromkeys(CAL_STEP_KEYS, "INCOMPLETE")
@@ -57,6 +58,14 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     model = _image_model(meta)
     before = copy.deepcopy({name: np.array(model[name]) for name in model if name != "meta"})
     catalog, segmentation = _run_source_catalog(model, folder)
+    if request.param == "forced":
+        path = folder / "other_segm.asdf"
+        segmentation.save(path)
+        model = _image_model(meta)
+        model.data += np.random.default_rng(1).normal(0, 0.05, SHAPE).astype("f4")
+        before = copy.deepcopy({name: np.array(model[name]) for name in model if name != "meta"})
+        catalog, segmentation = _run_source_catalog(model, folder, forced_segmentation=str(path))
+        meta["image"] = {"forced_segmentation": str(path)}
     catalog.save(folder / f"{BASE}_cat.parquet")
     segmentation.save(folder / f"{BASE}_segm.asdf")
     model.save(folder / f"{BASE}_cal.asdf")
@@ -92,7 +101,7 @@ def _image_model(meta: dict[str, Any]) -> Any:
     return model
 
 
-def _run_source_catalog(model: Any, folder: Path) -> tuple[Any, Any]:
+def _run_source_catalog(model: Any, folder: Path, **parameters: Any) -> tuple[Any, Any]:
     apcorr = rdm.ApcorrRefModel.create_fake_data()
     entry = {
         "ap_corrections": np.ones(10), "ee_fractions": np.linspace(0.1, 1, 10), "ee_radii": np.linspace(0.5, 20, 10),
@@ -100,15 +109,16 @@ def _run_source_catalog(model: Any, folder: Path) -> tuple[Any, Any]:
     }  # fmt: skip
     apcorr.data = {element: dict(entry) for element in ELEMENTS}
     apcorr.meta.instrument.detector = "WFI01"
-    (folder / "references").mkdir()
+    (folder / "references").mkdir(exist_ok=True)
     apcorr.save(folder / "references" / "apcorr.asdf")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in make_cache(folder / "references", folder / "crds").items():
+        for name, value in make_cache(folder / "references", folder / f"crds{len(parameters)}").items():
             patch.setenv(name, value)
         from romancal.source_catalog import SourceCatalogStep
 
         override = str(folder / "references" / "apcorr.asdf")
-        result: tuple[Any, Any] = SourceCatalogStep.call(model, override_apcorr=override, fit_psf=False, bkg_boxsize=50)
+        own = {"override_apcorr": override, "fit_psf": False, "bkg_boxsize": 50}
+        result: tuple[Any, Any] = SourceCatalogStep.call(model, **own, **parameters)
     return result
 
 
