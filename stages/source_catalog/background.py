@@ -164,7 +164,8 @@ def _clip_sorted(values):  # type: ignore[no-untyped-def]
         if first_kept == first and last_kept == last:
             break
         first, last = first_kept, last_kept
-    return first, last, low, high
+    # The last bounds decide alone: they may be wider than some before, and what those left out comes back.
+    return np.searchsorted(values, low), np.searchsorted(values, high, side="right"), low, high
 
 
 def _filled(mesh: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -56,7 +56,7 @@ class SourceCatalogStage(CalibrationStage):
     """
 
     name = "source_catalog"
-    version = "1"
+    version = "2"
     cal_step = "source_catalog"
     parameters_type = SourceCatalogParameters
     reference_types = ("apcorr", "epsf", "distortion", "dustmap_north", "dustmap_south")

@@ -200,7 +200,7 @@ async def test_a_new_aggregator_goes_on_with_the_traces_in_the_changelog(tmp_pat
         await run.ingest(PAIR, "e1")
         async with run.serving("offset", "shift", JOINT):
             await run.until(lambda: run.count("member") == 1)
-        assert [one.key for one in await run.records(changelog_topic_name(RUN, JOINT))] == [b"#whole/0", b"pair/e1"]
+        assert [one.key for one in await run.records(changelog_topic_name(RUN, JOINT))] == [b"#whole/0", b"pair/e1/0"]
         await run.ingest(PAIR, "e2")
         async with run.serving("offset", "shift", JOINT):
             await run.until(lambda: run.count("dispatched") == 1)
