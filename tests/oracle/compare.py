@@ -106,7 +106,7 @@ def compare_catalogs(ours: Path, theirs: Path, found: Differences) -> None:
             found.meta.append(f"parquet {key.decode()}: {mine.get(key)!r} instead of {oracle.get(key)!r}")
     if a.num_rows != b.num_rows:
         return
-    loose = _unconstrained(b)
+    loose = _unconstrained(b) | _shallow(a, b)
     for name in b.column_names:
         x = a[name].to_numpy().astype(np.float64)
         y = b[name].to_numpy().astype(np.float64)
@@ -124,6 +124,32 @@ def _unconstrained(catalog: Any) -> Any:
         return np.zeros(catalog.num_rows, dtype=bool)
     errors = [catalog[name].to_numpy() for name in ("x_psf_err", "y_psf_err")]
     return (catalog["psf_flags"].to_numpy() & 8 != 0) | (errors[0] > 1) | (errors[1] > 1)
+
+
+_VALUE, _NEAR, _SHALLOW_PART = 1e-5, 1e-3, 0.01
+
+
+def _shallow(ours: Any, oracle: Any) -> Any:
+    """PSF fits with a shallow minimum: both solvers stop in it, at places a thousandth of a pixel apart at most.
+
+    Then the flux differs by a thousandth of its error, and so do the errors; at most one source in a hundred does. Of
+    more, none is excused.
+    """
+    nobody = np.zeros(oracle.num_rows, dtype=bool)
+    fitted = {"psf_flux": "psf_flux_err", "x_psf": "x_psf_err", "y_psf": "y_psf_err"}
+    if not set(fitted) <= set(oracle.column_names) & set(ours.column_names):
+        return nobody
+
+    def apart(name: str, scale: str | None = None) -> Any:
+        x, y = (table[name].to_numpy().astype(np.float64) for table in (ours, oracle))
+        return np.abs(x - y) / (1 if scale is None else np.abs(oracle[scale].to_numpy().astype(np.float64)))
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        near = [apart("psf_flux", "psf_flux_err"), apart("x_psf"), apart("y_psf")]
+        near += [apart(error, error) for error in fitted.values()]
+        differ = [apart(name, name) > _VALUE for name in (*fitted, *fitted.values())]
+    excused = np.logical_or.reduce(differ) & (np.maximum.reduce(near) <= _NEAR)
+    return excused if excused.sum() <= max(1, _SHALLOW_PART * oracle.num_rows) else nobody
 
 
 def compare_products(ours: Path, theirs: Path, exposure: str, *, named: str = "") -> Differences:

@@ -39,6 +39,11 @@ ACCEPTED = {
         "they say who made the product",
         meta=("calibration_software_name", "calibration_software_version"),
     ),
+    "psf-shallow": AcceptedDifference(
+        "PSF columns of at most one source in a hundred differ by more than 1e-5: positions by at most a thousandth of a "
+        "pixel, the flux by a thousandth of its error, errors by a thousandth",
+        "the minimum is shallow (a cosmic ray, a blend), and rounding decides where the solver stops in it",
+    ),
     "standing": AcceptedDifference(
         "a ramp starts behind the last stage that its `cal_step` calls COMPLETE, and an image too",
         "the reference applies every step again to a ramp, and fails on an image",
