@@ -40,8 +40,8 @@ ACCEPTED = {
         meta=("calibration_software_name", "calibration_software_version"),
     ),
     "psf-shallow": AcceptedDifference(
-        "PSF columns of at most one source in a hundred differ by more than 1e-5: positions by at most a thousandth of a "
-        "pixel, the flux by a thousandth of its error, errors by a thousandth",
+        "PSF columns of at most one source in a hundred differ by more than 1e-5: positions by at most a thousandth of "
+        "a pixel, the flux by a thousandth of its error, errors by a thousandth",
         "the minimum is shallow (a cosmic ray, a blend), and rounding decides where the solver stops in it",
     ),
     "standing": AcceptedDifference(
