@@ -21,7 +21,9 @@ demo:
 	$(DEMO_ENV)/bin/python -m ops.demo --out $(DEMO_DIR) --rows $(DEMO_ROWS) --detector $(DEMO_DETECTOR)
 
 # `newest` first: it compiles the kernels once, which the tests would do several times side by side.
-test: lint types newest unit
+test:
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint types newest
+	$(MAKE) --no-print-directory unit
 
 .PHONY: test-environment
 test-environment:
@@ -46,7 +48,7 @@ coverage: test-environment
 # The product and the tests of reading and writing files, with the newest generation of the field's libraries (all other
 # tests need the oracle's).
 NEWEST_DIR := .cache/newest
-NEWEST_TESTS := tests/e2e/test_products.py tests/stages/test_finalize.py tests/stages/test_l1.py tests/stages/test_payload.py tests/stages/test_ground_test.py tests/stages/test_step_output.py
+NEWEST_TESTS ?= tests/stages/test_finalize.py tests/stages/test_l1.py tests/stages/test_payload.py tests/stages/test_ground_test.py tests/stages/test_step_output.py
 newest:
 	$(call make_environment,$(NEWEST_ENV),requirements/newest.lock)
 	rm -rf $(NEWEST_DIR)

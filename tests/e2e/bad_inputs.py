@@ -55,7 +55,7 @@ def wrong_files(folder: Path) -> dict[str, tuple[Path, str]]:
     place("empty", "not an ASDF file").write_bytes(b"")
     path = write_l1(place("cut off", "truncated"))
     path.write_bytes(path.read_bytes()[:-5000])
-    write_l1(place("model", r"'roman' is a wfi_image; expected wfi_science_raw"), tag="wfi_image-2.1.0")
+    write_l1(place("model", r"'roman' is a wfi_mosaic; expected wfi_science_raw"), tag="wfi_mosaic-2.1.0")
     write_asdf(place("no roman", "no key 'roman'"), {"other": 1})
     write_l1(
         place("columns", r"roman\.data has shape \(3, 16, 2048\); expected \(resultants, rows, 4096\)"),

@@ -300,7 +300,8 @@ def test_a_reference_that_changes_while_it_is_used_fails_the_exposure(
 
     def change(self: Any, event: dict[str, Any]) -> None:
         if event["event"] == "stage_started" and event["stage"] == "dq_init":
-            flat.write_bytes(content + b"more")
+            with flat.open("ab") as file:  # never empty: the job may look just now
+                file.write(b"more")
         observe(self, event)
 
     monkeypatch.setattr(ops.run.EmbeddedRun, "_observe", change)
