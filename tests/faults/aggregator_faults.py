@@ -67,7 +67,7 @@ def believe_in_ownership() -> None:
 def forget_members() -> None:
     """Keep nothing of a member but in memory."""
 
-    async def note_member(self: Changelog, *args: Any) -> None:
+    async def note_member(self: Changelog, *args: Any, **more: Any) -> None:
         return
 
     Changelog.note_member = note_member  # type: ignore[method-assign]
