@@ -6,8 +6,11 @@ Nothing here may start a thread: a fork copies only the one that forks.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import asdf
+import yaml
 from astropy.modeling.models import Polynomial2D
 
 import ops.job
@@ -22,10 +25,22 @@ def warm() -> None:
     for row in TABLE:
         make_stage(row.entry)
     buffer = io.BytesIO()
-    asdf.AsdfFile({"transform": Polynomial2D(1)}).write_to(buffer)
-    buffer.seek(0)
-    with asdf.open(buffer) as file:
-        _ = file["transform"]
+    with _parsed_by_libyaml():
+        asdf.AsdfFile({"transform": Polynomial2D(1)}).write_to(buffer)
+        buffer.seek(0)
+        with asdf.open(buffer) as file:
+            _ = file["transform"]
+
+
+@contextmanager
+def _parsed_by_libyaml() -> Iterator[None]:
+    """Have ``yaml.safe_load`` parse in C: plug-ins read some seventy manifests with it as they load."""
+    pure = yaml.SafeLoader
+    yaml.SafeLoader = getattr(yaml, "CSafeLoader", pure)
+    try:
+        yield
+    finally:
+        yaml.SafeLoader = pure
 
 
 def warm_crds() -> None:
