@@ -29,7 +29,6 @@ from stream.results import Manifest, ObjectKind, Results
 from stream.store import ObjectStore
 from stream.store.cache import ObjectCache
 from stream.topology import Topology
-from stream.worker import WorkFailedError
 
 __all__ = ["StepOutputs"]
 
@@ -110,7 +109,7 @@ class StepOutputs:
                 else:
                     found = await self._output(root, stage, identities.get(stage), folder)
                 placed += [] if found is None else [found]
-        except (Failure, WorkFailedError) as error:
+        except Failure as error:
             LOG.warning("%s: outputs of stages are kept up to the one that failed: %s", exposure, error)
         return placed
 

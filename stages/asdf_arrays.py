@@ -105,12 +105,15 @@ def write_asdf(path: Path, tree: Mapping[str, Any], *, pack: int = 0) -> None:
         positions = []
         for array in arrays:
             positions.append(file.tell())
-            (_write_packed if pack and array.nbytes else _write_mapped)(file, array, pack)
+            if pack and array.nbytes:
+                _write_packed(file, array, pack)
+            else:
+                _write_mapped(file, array)
         if positions:
             file.write(b"#ASDF BLOCK INDEX\n%YAML 1.1\n---\n" + repr(positions).encode() + b"\n...\n")
 
 
-def _write_mapped(file: BinaryIO, array: NDArray[Any], _: int) -> None:
+def _write_mapped(file: BinaryIO, array: NDArray[Any]) -> None:
     alignment = _PAGE if array.nbytes >= _ALIGN_TO_PAGE else _CACHE_LINE
     position = file.tell()
     least = position + 6 + _MINIMUM_HEADER

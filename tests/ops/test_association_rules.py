@@ -10,15 +10,13 @@ import anyio
 import pytest
 
 from ops.association_state import AssociationView
-from ops.cli import main
-from ops.connect import connected
 from ops.settings import load_settings
 from stream.association import Association, AssociationSettings, Close, ClosedMember, CloseOutcome, CloseReason
 from stream.failure import PermanentError
-from stream.member_list import MemberList, put_member_list
+from stream.member_list import MemberList
 from stream.message import MemberStatus, Message
 from stream.metrics import Metrics
-from tests.ops.test_associations import ID, MEMBERS, Served, Site
+from tests.ops.test_associations import ID, MEMBERS, Served, Site, announced, prepared
 
 Apply = Callable[[str], Site]
 
@@ -26,26 +24,8 @@ Apply = Callable[[str], Site]
 @pytest.fixture
 def apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Apply:
     """Define a run by what a settings file says of associations, with one of three members."""
-    monkeypatch.setenv("RAMPSTREAM_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("RAMPSTREAM_WORK", str(tmp_path / "work"))
-    (tmp_path / "references").mkdir()
-    (tmp_path / "gaia.csv").touch()
-    words = ["--references", str(tmp_path / "references"), "--gaia", str(tmp_path / "gaia.csv"), "--preset", "fused"]
-
-    def applied(rules: str) -> Site:
-        config = tmp_path / "run.toml"
-        config.write_text(f"[associations]\n{rules}\n")
-        assert main(["topics", "apply", *words, "--partitions", "1", "--config", str(config)]) == 0
-        site = Site(tmp_path, capsys)
-
-        async def announced() -> None:
-            async with connected(site.settings) as connection:
-                await put_member_list(connection.store, "prompt", MemberList(ID, MEMBERS, "r1"))
-
-        anyio.run(announced)
-        return site
-
-    return applied
+    prepared(tmp_path, monkeypatch)
+    return lambda rules: announced(tmp_path, capsys, rules, partitions=1)
 
 
 def told_of_closing(site: Site) -> tuple[Any, ...]:

@@ -153,6 +153,30 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
         yield running
 
 
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run is defined with, and where it is."""
+    monkeypatch.setenv("RAMPSTREAM_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("RAMPSTREAM_WORK", str(tmp_path / "work"))
+    (tmp_path / "references").mkdir()
+    (tmp_path / "gaia.csv").touch()
+
+
+def announced(tmp_path: Path, capsys: pytest.CaptureFixture[str], rules: str, *, partitions: int) -> Site:
+    """A run whose settings file says something of associations, with one of three members."""
+    config = tmp_path / "run.toml"
+    config.write_text(f"[associations]\n{rules}\n")
+    words = ["--references", str(tmp_path / "references"), "--gaia", str(tmp_path / "gaia.csv"), "--preset", "fused"]
+    assert main(["topics", "apply", *words, "--partitions", str(partitions), "--config", str(config)]) == 0
+    site = Site(tmp_path, capsys)
+
+    async def announce() -> None:
+        async with connected(site.settings) as connection:
+            await put_member_list(connection.store, "prompt", MemberList(ID, MEMBERS, "r1"))
+
+    anyio.run(announce)
+    return site
+
+
 @pytest.fixture
 def site(
     request: pytest.FixtureRequest,
@@ -163,22 +187,8 @@ def site(
     """A run on the embedded broker; on Kafka where a test says so."""
     if getattr(request, "param", "embedded") == "kafka":
         monkeypatch.setenv("RAMPSTREAM_BROKER", request.getfixturevalue("cluster").url)
-    monkeypatch.setenv("RAMPSTREAM_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("RAMPSTREAM_WORK", str(tmp_path / "work"))
-    config = tmp_path / "run.toml"
-    config.write_text('[associations]\non_missing = "fail"\ndeadline = 3600\n')
-    (tmp_path / "references").mkdir()
-    (tmp_path / "gaia.csv").touch()
-    words = ["--references", str(tmp_path / "references"), "--gaia", str(tmp_path / "gaia.csv"), "--preset", "fused"]
-    assert main(["topics", "apply", *words, "--partitions", "2", "--config", str(config)]) == 0
-    site = Site(tmp_path, capsys)
-
-    async def announced() -> None:
-        async with connected(site.settings) as connection:
-            await put_member_list(connection.store, "prompt", MemberList(ID, MEMBERS, "r1"))
-
-    anyio.run(announced)
-    return site
+    prepared(tmp_path, monkeypatch)
+    return announced(tmp_path, capsys, 'on_missing = "fail"\ndeadline = 3600', partitions=2)
 
 
 def test_the_list_tells_who_came_and_who_is_waited_for_without_an_aggregator(site: Site) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.parity.accepted import ACCEPTED
 
@@ -36,6 +37,10 @@ OUTSIDE_FRACTION = 1e-4
 def full_length() -> bool:
     """Whether the long form was asked for (``RAMPSTREAM_PARITY=full``)."""
     return os.environ.get("RAMPSTREAM_PARITY") == "full"
+
+
+at_full_length = pytest.mark.skipif(not full_length(), reason="RAMPSTREAM_PARITY=full runs it")
+"""For tests that the short form leaves out."""
 
 
 @dataclass(frozen=True, slots=True)

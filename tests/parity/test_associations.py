@@ -29,7 +29,7 @@ from stages.tweakreg import Tweakreg, TweakregParameters, tie_points_bytes
 from stream.stage import Member, Slot
 from tests.conftest import Simulated, run_in_process, simulate
 from tests.oracle.association import grid
-from tests.parity.record import full_length
+from tests.parity.record import at_full_length
 from tests.parity.test_tweakreg import assert_equal, mosaic
 from tests.stages.sky_scene import SIZE, oracle_image, sky_stars
 
@@ -115,10 +115,11 @@ def by_rampstream(
 
 
 QUICK = ("the first is saturated", "one of each", "too few matches")
-at_full_length = [pytest.mark.slow, pytest.mark.skipif(not full_length(), reason="RAMPSTREAM_PARITY=full runs it")]
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in QUICK else at_full_length) for case in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else (pytest.mark.slow, at_full_length)) for case in CASES]
+)
 def test_members_of_all_kinds_are_told_what_the_reference_tells_them(tmp_path: Path, sky: Any, case: str) -> None:
     roles, parameters, statuses = CASES[case]
     places = tuple((i // 2, i % 2) for i, role in roles.items() if role == EMPTY)
@@ -167,7 +168,7 @@ def mixed_association(simulated: Simulated, *detectors: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not full_length(), reason="RAMPSTREAM_PARITY=full runs it")
+@at_full_length
 def test_an_association_with_a_spectral_and_a_saturated_member_to_its_products(tmp_path: Path) -> None:
     simulated = simulate(
         tmp_path / "simulated", detectors=("WFI01", "WFI02"), variants=("imaging", "grism", "saturated")

@@ -5,7 +5,6 @@ One process of the oracle makes everything that is compared here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from stages.finalize.step_output import STEP_SUFFIXES
 from stages.l1 import open_l1
 from tests.conftest import Simulated, run_in_process, simulate
 from tests.oracle.compare import compare_meta, compare_products, wcs_difference
+from tests.parity.record import full_length
 from tests.parity.test_end_to_end import SKIPPED, check, run_oracle
 
 pytestmark = pytest.mark.oracle
@@ -177,7 +177,7 @@ def continued(both: Both) -> tuple[Path, dict[str, dict[str, Any]]]:
 STANDING = {UNTOUCHED: "dq_init", "linearity": "saturation", "cal": "source_catalog"}
 """The first stage that is visited; saturation is also where it was done, for it tells whether anything is left."""
 
-if os.environ.get("RAMPSTREAM_PARITY") == "full":
+if full_length():
     STANDING |= {"dqinit": "saturation", "saturation": "saturation", "assignwcs": "photom", "flat": "source_catalog"}
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 
 from stages.source_catalog import SourceCatalogParameters
+from tests.parity.record import at_full_length
 from tests.parity.test_source_catalog import assert_same, offline
 from tests.stages import catalog_scene as cs
 
@@ -16,7 +16,6 @@ __all__ = ["offline"]
 
 pytestmark = pytest.mark.oracle
 
-full = pytest.mark.skipif(os.environ.get("RAMPSTREAM_PARITY") != "full", reason="RAMPSTREAM_PARITY=full runs it")
 
 ALONE = {
     "bkg_boxsize": [37, 75],
@@ -51,7 +50,7 @@ def test_no_parameter_is_left_out() -> None:
         assert SourceCatalogParameters.model_fields[name].default not in values
 
 
-@pytest.mark.parametrize("place", [(40.3, 31.8), pytest.param((0.2, 0.4), marks=full)])
+@pytest.mark.parametrize("place", [(40.3, 31.8), pytest.param((0.2, 0.4), marks=at_full_length)])
 def test_one_source_alone(place: tuple[float, float]) -> None:
     assert len(assert_same(scene_at(21, (70, 80), [place]), npixels=9)) == 1
 
@@ -66,7 +65,7 @@ def test_sources_on_every_edge_and_in_every_corner() -> None:
     assert len(assert_same(scene_at(22, (ny, nx), edge + near + beyond + corners, flux=60.0), npixels=5)) > 12
 
 
-@pytest.mark.parametrize("deblend", [True, pytest.param(False, marks=full)])
+@pytest.mark.parametrize("deblend", [True, pytest.param(False, marks=at_full_length)])
 def test_blends_are_split_and_fitted_together(deblend: bool) -> None:
     pairs = [(20 + 34 * k, 20 + 28 * j, 3.2 + 0.9 * (3 * j + k)) for k in range(3) for j in range(3)]
     places = [(x, y) for x, y, _ in pairs] + [(x + gap, y + 0.4 * gap) for x, y, gap in pairs]
@@ -75,13 +74,13 @@ def test_blends_are_split_and_fitted_together(deblend: bool) -> None:
     assert len(catalog) > (12 if deblend else 7)
 
 
-@pytest.mark.parametrize("crowd", [150, pytest.param(400, marks=full)])
+@pytest.mark.parametrize("crowd", [150, pytest.param(400, marks=at_full_length)])
 def test_a_crowded_field(crowd: int) -> None:
     scene = cs.scene(24, (120, 120) if crowd < 200 else (250, 250), crowd, bad=0.004, gradient=0.2)
     assert len(assert_same(scene, npixels=4, deblend=True, snr_threshold=2.5, bkg_boxsize=60)) > crowd / 4
 
 
-@pytest.mark.parametrize("old_format", [False, pytest.param(True, marks=full)])
+@pytest.mark.parametrize("old_format", [False, pytest.param(True, marks=at_full_length)])
 def test_the_psf_between_on_and_beyond_the_points_of_its_grid(
     monkeypatch: pytest.MonkeyPatch, old_format: bool
 ) -> None:
@@ -105,7 +104,7 @@ def test_the_psf_between_on_and_beyond_the_points_of_its_grid(
     assert len(catalog) == len(places)
 
 
-@full
+@at_full_length
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ALONE.items() for value in values])
 @pytest.mark.parametrize("seed", [31, 32])
 def test_each_parameter_alone(name: str, value: Any, seed: int) -> None:

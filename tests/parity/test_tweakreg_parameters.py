@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -14,12 +13,12 @@ from stages.align import apply_alignment
 from stages.gaia import read_star_table
 from stages.tweakreg import Tweakreg, TweakregParameters, tie_points_bytes
 from stream.stage import Member, Slot
+from tests.parity.record import at_full_length
 from tests.parity.test_tweakreg import assert_equal, by_rampstream, compare, mosaic
 from tests.stages.sky_scene import oracle_image, sky_stars
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 
-full = pytest.mark.skipif(os.environ.get("RAMPSTREAM_PARITY") != "full", reason="RAMPSTREAM_PARITY=full runs it")
 
 ALONE = {
     "searchrad": 4.3,
@@ -96,7 +95,7 @@ def test_all_parameters_together(tmp_path, sky, default_catalog, parameters):
     assert {image.meta.cal_step.tweakreg for image in images} == {"COMPLETE"}
 
 
-@full
+@at_full_length
 @pytest.mark.parametrize("refcat", ["default", "table"])
 @pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize(("groups", "detectors"), [(1, 2), (2, 1), (4, 1)])
@@ -106,14 +105,14 @@ def test_each_parameter_alone(tmp_path, sky, default_catalog, name, refcat, grou
     compare(tmp_path, scene, sky, **{name: ALONE[name]}, **own)
 
 
-@full
+@at_full_length
 @pytest.mark.parametrize("geometry", ["shift", "rshift", "rscale", "general"])
 @pytest.mark.parametrize("absolute", ["shift", "rshift", "rscale", "general"])
 def test_every_pair_of_geometries(tmp_path, sky, geometry, absolute):
     compare(tmp_path, mosaic(sky, 2, 1, seed=14), sky, fitgeometry=geometry, abs_fitgeometry=absolute)
 
 
-@pytest.mark.parametrize("form", ["ascii.ecsv", pytest.param("fits", marks=full)])
+@pytest.mark.parametrize("form", ["ascii.ecsv", pytest.param("fits", marks=at_full_length)])
 def test_catalogs_from_files_align_as_those_in_memory(tmp_path, sky, form):
     from romancal.datamodels import ModelLibrary
     from romancal.tweakreg import TweakRegStep
