@@ -228,6 +228,7 @@ class Engine:
                 store=self.store,
                 results=self.results,
                 cache=self.cache,
+                scratch=self.folders.scratch,
                 stars=StarAnswers(jobs=self.jobs, store=self.store, scratch=self.folders.scratch),
                 observe=self.observe,
             ).solve,

@@ -8,9 +8,10 @@ references a run has; what is made from it is kept for the life of the process.
 from __future__ import annotations
 
 import json
+import mmap
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -295,10 +296,16 @@ def ask_stars(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str
 
 
 def _members(arguments: Mapping[str, Any]) -> list[Member]:
-    return [
-        Member(m["id"], m["status"], m["facts"], Path(m["tie_points"]) if m["tie_points"] else None)
-        for m in arguments["members"]
-    ]
+    """The members, with tie points as parts of one mapped file."""
+    whole = memoryview(b"")
+    if any(m["tie_points"] is not None for m in arguments["members"]):
+        with Path(arguments["tie_points"]).open("rb") as file:
+            whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def content(place: Sequence[int] | None) -> memoryview | None:
+        return None if place is None else whole[place[0] : place[0] + place[1]]
+
+    return [Member(m["id"], m["status"], m["facts"], content(m["tie_points"])) for m in arguments["members"]]
 
 
 def execute(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:
