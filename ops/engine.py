@@ -74,7 +74,7 @@ def status_of(manifest: Manifest) -> MemberStatus:
 
 
 def job_environment(definition: Mapping[str, Any], inputs: RunInputs) -> dict[str, Any]:
-    """What job processes need to know of a run (see `ops.job.Workbench`)."""
+    """What job processes need to know of a run (see `ops.workbench.Workbench`)."""
     return {
         "entries": {row["name"]: row["entry"] for row in definition["topology"]},
         "parameters": definition["parameters"],
