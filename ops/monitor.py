@@ -85,6 +85,9 @@ class Monitor:
         """Why this worker should not be counted on, None when it should."""
         if self.stopping:
             return "taking nothing more"
+        restoring = [name for name, inbox in self._inboxes.items() if inbox.taking_up]
+        if restoring:
+            return f"restoring what {', '.join(restoring)} knew"
         unstable = [name for name, inbox in self._inboxes.items() if inbox.stable_since is None]
         if not self.ready or unstable:
             return f"waiting for an assignment of {', '.join(unstable) or 'its segments'}"
@@ -101,6 +104,7 @@ class Monitor:
             stable_since=max(known) if len(known) == len(stable) and known else None,
             stopping=self.stopping,
             broker_answers=self._broker_answers,
+            taking_up=any(inbox.taking_up for inbox in self._inboxes.values()),
         )
 
     async def run(self) -> None:

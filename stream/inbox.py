@@ -100,6 +100,7 @@ class Inbox:
         self.last_start = self._clock.monotonic()
         self.rebalances = 0
         self.stable_since: float | None = None
+        self.taking_up = False
 
     @property
     def in_flight(self) -> int:
@@ -162,7 +163,11 @@ class Inbox:
             start = commit.offset if commit is not None else await consumer.position(partition)
             self._trackers[partition] = OffsetTracker.restored(commit, epoch=epoch, start=start)
         if self._listeners[0] is not None:
-            await self._listeners[0](partitions)
+            self.taking_up = True
+            try:
+                await self._listeners[0](partitions)
+            finally:
+                self.taking_up = False
         self.rebalances += 1
         self.stable_since = self._clock.monotonic()
 

@@ -68,7 +68,8 @@ class KeptMember:
 
 
 def _packed(message: Any) -> bytes:
-    return zlib.compress(canonical_json(message), level=1)
+    # Not checked once more: it was a message, or comes from JSON.
+    return zlib.compress(json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode(), level=1)
 
 
 @dataclass(slots=True)

@@ -33,7 +33,7 @@ _LATENCY_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.
 _RMS_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Milliarcseconds: from a rich field to a fit that should be looked at."""
 
-_WATCHDOG = ("loop", "idle", "unstable")
+_WATCHDOG = ("loop", "idle", "unstable", "restore")
 _BURIED = tuple(known.value for known in FailureClass if known is not FailureClass.FATAL)
 
 
@@ -83,7 +83,7 @@ CATALOGUE = (
         "worker_restarts",
         "counter",
         "Earlier workers of this work folder, by how they ended: told to stop, by a watchdog (`loop`, `idle`, "
-        "`unstable`), a breaker, another failure, or killed without a word.",
+        "`unstable`, `restore`), a breaker, another failure, or killed without a word.",
         ("reason",),
         known={"reason": ("stopped", *_WATCHDOG, "breaker", "failed", "killed")},
     ),

@@ -38,11 +38,14 @@ class WatchLimits:
         fetch and a look at the lag together.
     unstable : float
         Without a stable assignment while the broker answers: ten rebalances of 12 s.
+    taking_up : float
+        Restoring what lies in partitions that came: thirty times what ten thousand open associations take.
     """
 
     loop: float = 25.0
     idle: float = 120.0
     unstable: float = 120.0
+    taking_up: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class Facts:
     """What a worker knows of itself at a moment; times are of the monotonic clock.
 
     ``waiting`` are records that somebody must take, ``free`` tokens for messages, ``started`` when a message was last
-    taken, ``stable_since`` since when all groups have had an assignment (None: one has none).
+    taken, ``stable_since`` since when all groups have had an assignment (None: one has none), ``taking_up`` whether one
+    is restoring what lies in its partitions.
     """
 
     waiting: int
@@ -59,6 +63,7 @@ class Facts:
     stable_since: float | None
     stopping: bool = False
     broker_answers: bool = True
+    taking_up: bool = False
 
 
 class ProgressWatch:
@@ -74,12 +79,18 @@ class ProgressWatch:
         self.limits = limits or WatchLimits()
         self._waiting_since: float | None = None
         self._unstable_since: float | None = None
+        self._taking_up_since: float | None = None
 
     def trouble(self, facts: Facts, now: float) -> str | None:
         """What is wrong at this moment, None when nothing is. To be asked every few seconds."""
         if facts.stopping or not facts.broker_answers:
-            self._waiting_since = self._unstable_since = None
+            self._waiting_since = self._unstable_since = self._taking_up_since = None
             return None
+        if facts.taking_up:
+            self._waiting_since = self._unstable_since = None
+            self._taking_up_since = now if self._taking_up_since is None else self._taking_up_since
+            return "restore" if now - self._taking_up_since > self.limits.taking_up else None
+        self._taking_up_since = None
         if facts.stable_since is None:
             self._unstable_since = now if self._unstable_since is None else self._unstable_since
             if now - self._unstable_since > self.limits.unstable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,23 @@ class KafkaHarness:
         assert isinstance(broker, KafkaBroker)
         for consumer in broker._consumers:
             await crash(consumer)
+
+
+class Slow(Recorder):
+    """A listener that takes long to take partitions up."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.interrupted = 0
+
+    async def on_assigned(self, partitions: Sequence[TopicPartition], epoch: int) -> None:
+        await super().on_assigned(partitions, epoch)
+        try:
+            await anyio.sleep(self.seconds)
+        except anyio.get_cancelled_exc_class():
+            self.interrupted += 1
+            raise
 
 
 @pytest.fixture
@@ -148,6 +165,43 @@ class TestKafkaBroker(BrokerSuite):
                     with pytest.raises(RetriableError):
                         await zombie.commit({TopicPartition(topic, 0): Commit(2)})
                     assert await heir.committed(TopicPartition(topic, 0)) is None
+
+    @pytest.mark.anyio
+    async def test_a_listener_that_takes_longer_than_a_session_keeps_its_partitions_and_is_told_once(
+        self, broker_factory: BrokerHarness
+    ) -> None:
+        async with self.opened(broker_factory) as (broker, topic):
+            await fill(broker, topic, 2)
+            listener = Slow(2.5 * SESSION)
+            began = time.monotonic()
+            async with broker.consumer("g" + topic, [topic], listener=listener) as consumer:
+                assert values(await take(consumer, 2)) == [0, 1]
+                assert time.monotonic() - began > 2.5 * SESSION, "nothing is handed out before"
+                (epoch,) = [epoch for _, epoch in listener.assigned]
+                assert consumer.owns(TopicPartition(topic, 0), epoch)
+                await consumer.commit({TopicPartition(topic, 0): Commit(2)})
+            assert len(listener.revoked) == 1
+
+    @pytest.mark.anyio
+    async def test_a_listener_is_interrupted_when_the_partitions_go_before_it_took_them_up(
+        self, broker_factory: BrokerHarness
+    ) -> None:
+        async with self.opened(broker_factory, partitions=2) as (broker, topic), broker_factory.open() as other:
+            slow = Slow(300)
+            async with broker.consumer("g" + topic, [topic], listener=slow) as first:
+                with anyio.fail_after(PATIENCE):
+                    while not slow.assigned:  # noqa: ASYNC110 - in the cluster
+                        await anyio.sleep(0.05)
+                async with other.consumer("g" + topic, [topic]) as second:
+                    await joined(second)
+                    assert len(second.assignment()) == 1
+                    assert slow.interrupted == 1
+                    with anyio.fail_after(PATIENCE):
+                        while len(slow.assigned) < 2:  # noqa: ASYNC110 - in the cluster
+                            await anyio.sleep(0.05)
+                    assert [len(partitions) for partitions, _ in slow.assigned] == [2, 1]
+                    assert not first.assignment(), "it has nothing to hand out before it is done"
+            assert slow.interrupted == 2
 
     @pytest.mark.anyio
     async def test_positions_of_a_group_with_members_cannot_be_reset(self, broker_factory: BrokerHarness) -> None:
