@@ -102,14 +102,17 @@ _VERBS = {
     "resume": ("ops.resume", "let segments be served again that a breaker stopped"),
     "dlq": ("ops.dead_letters", "list, show or redrive dead letters"),
     "associations": ("ops.associations", "list, show, close or reopen associations"),
+    "warm-server": ("ops.warm", "import once what the job processes of many workers of this machine need"),
 }
 """Verbs of the distributed engine: a module with ``add_arguments`` each."""
 
 
-def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser], chosen: str | None) -> None:
+    """Add all verbs; only the one that was chosen needs its module, and that takes a while to load."""
     for name, (module, description) in _VERBS.items():
         parser = verbs.add_parser(name, help=description, description=description[0].upper() + description[1:] + ".")
-        importlib.import_module(module).add_arguments(parser)
+        if name == chosen:
+            importlib.import_module(module).add_arguments(parser)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -121,8 +124,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_run(verbs)
     _add_simulate(verbs)
-    _add_verbs(verbs)
-    return parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    _add_verbs(verbs, next((word for word in words if not word.startswith("-")), None))
+    return parser.parse_args(words)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -36,6 +36,7 @@ from ops.run_options import RunOptions, log_to_file
 from ops.step_outputs import StepOutputs
 from ops.table import Pipeline, build_pipeline
 from ops.trace_export import exported_tracing
+from ops.warm import PRELOADED
 from stream.aggregator import Aggregator
 from stream.association import AssociationSettings
 from stream.broker.embedded import EmbeddedBroker
@@ -162,10 +163,13 @@ class EmbeddedRun:
         return self._report(ingest, time.monotonic() - begun)
 
     def _make_runner(self) -> ProcessJobRunner:
-        preload = ("ops.preload:warm", *(("ops.preload:warm_crds",) if self._crds else ()))
+        preload = (*PRELOADED, *(("ops.preload:warm_crds",) if self._crds else ()))
         return ProcessJobRunner(
-            slots=self._settings.slots, preload=preload, log_dir=self._options.work / "logs" / "jobs"
-        )  # fmt: skip
+            slots=self._settings.slots,
+            preload=preload,
+            log_dir=self._options.work / "logs" / "jobs",
+            warm=self._settings.warm_server,
+        )
 
     def _make_engine(self, folders: Folders, inputs: RunInputs) -> Engine:
         self._projection = Projection(store=self._store, out=self._options.out, cache=folders.objects)

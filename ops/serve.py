@@ -31,6 +31,7 @@ from ops.run_options import log_to_file
 from ops.settings import RunSettings
 from ops.topics import group_topics
 from ops.trace_export import exported_tracing
+from ops.warm import PRELOADED
 from stream.aggregator import Aggregator
 from stream.association import AssociationSettings, OnMissing
 from stream.failure import FatalError, PermanentError, RetriableError
@@ -124,9 +125,10 @@ class Server:
             runner = await stack.enter_async_context(
                 ProcessJobRunner(
                     slots=self._settings.slots,
-                    preload=("ops.preload:warm",),
+                    preload=PRELOADED,
                     log_dir=folders.root / "logs" / "jobs",
                     observe=self._observe,
+                    warm=self._settings.warm_server,
                 )
             )
             tracing = await stack.enter_async_context(exported_tracing(self._settings.run, worker_name()))

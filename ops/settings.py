@@ -158,6 +158,9 @@ class RunSettings(BaseSettings):
     health: str = Field(
         default="127.0.0.1:0", description="Where a worker answers /healthz, /readyz and /metrics; port 0 for any."
     )
+    warm_server: Path | None = Field(
+        default=None, description="Socket of a warm server, which starts job processes of many workers of one machine."
+    )
     stages: dict[str, CustomStage] = Field(default_factory=dict, description="Stages added or replaced by name.")
 
     @field_validator("detectors")

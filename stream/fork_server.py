@@ -18,6 +18,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from stream.failure import FatalError
+from stream.warm_server import CODE
 
 __all__ = ["Child", "ForkServer", "job_environment"]
 
@@ -96,11 +97,15 @@ class ForkServer:
         ``module`` to import, or ``module:function`` to import and call, before the first fork.
     log : Path
         What the server prints.
+    warm : Path, optional
+        Socket of a `stream.warm_server` that is asked for a server first.
     """
 
-    def __init__(self, *, preload: Sequence[str], log: Path) -> None:
+    def __init__(self, *, preload: Sequence[str], log: Path, warm: Path | None = None) -> None:
         self._preload = tuple(preload)
         self._log = log
+        self._warm = warm
+        self._pid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._ready = anyio.Event()
@@ -114,7 +119,7 @@ class ForkServer:
     @property
     def pid(self) -> int | None:
         """Process id of the running server."""
-        return self._process.pid if self._process and self._control else None
+        return None if self._control is None else self._pid
 
     async def start(self, tasks: TaskGroup) -> None:
         """Start a server unless one runs; does not wait until it has imported everything."""
@@ -123,24 +128,53 @@ class ForkServer:
                 return
             await self._wait_for_exit()
             self._ready, self._closed, self._failed = anyio.Event(), anyio.Event(), None
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours.settimeout(0)
-            with theirs, self._log.open("ab") as log:
-                # exec with one descriptor: no lock file, database or socket of ours lives on in a job process.
-                self._process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec: milliseconds
-                    [
-                        *(sys.executable, "-m", "stream.job_server", "--control", str(theirs.fileno())),
-                        *("--parent", str(os.getpid()), "--preload", ",".join(self._preload)),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(theirs.fileno(),),
-                    env=job_environment(os.environ),
-                    start_new_session=True,
-                )
-            self._control = ours
-            tasks.start_soon(self._listen, ours)
+            self._control = self._asked_for() or self._started()
+            tasks.start_soon(self._listen, self._control)
+
+    def _started(self) -> socket.socket:
+        """Our end of the control socket of a server of our own."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(0)
+        with theirs, self._log.open("ab") as log:
+            # exec with one descriptor: no lock file, database or socket of ours lives on in a job process.
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "stream.job_server", "--control", str(theirs.fileno())),
+                    *("--parent", str(os.getpid()), "--preload", ",".join(self._preload)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                env=job_environment(os.environ),
+                start_new_session=True,
+            )
+        self._pid = self._process.pid
+        return ours
+
+    def _asked_for(self) -> socket.socket | None:
+        """The same of one that the warm server forks; None when there is none, or nobody listens."""
+        self._pid = None
+        if self._warm is None:
+            return None
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        asked = {
+            "code": CODE,
+            "preload": self._preload,
+            "environment": job_environment(os.environ),
+            "folder": str(Path.cwd()),
+            "path": sys.path,
+        }
+        try:
+            control.connect(str(self._warm))
+            with self._log.open("ab") as log:
+                socket.send_fds(control, [json.dumps(asked).encode()], [log.fileno()])
+        except OSError as error:
+            control.close()
+            _LOG.warning("the warm server at %s is not used: %s", self._warm, error)
+            return None
+        control.settimeout(0)
+        return control
 
     async def spawn(self, tasks: TaskGroup) -> Child:
         """Fork a job process.
@@ -191,8 +225,10 @@ class ForkServer:
         """Let the server kill all job processes and leave; kill it when it does not."""
         if self._control is not None:
             self._control.shutdown(socket.SHUT_RDWR)
-        with anyio.move_on_after(_STOP_SECONDS):
-            await self._closed.wait() if self._process else None
+            with anyio.move_on_after(_STOP_SECONDS):
+                await self._closed.wait()
+            if self._process is None and self._pid is not None and not self._closed.is_set():
+                os.kill(self._pid, signal.SIGKILL)
         await self._wait_for_exit()
 
     async def _until_ready(self) -> None:
@@ -226,6 +262,7 @@ class ForkServer:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "ready" in message:
+            self._pid = message["ready"]
             self._ready.set()
         elif "failed" in message:
             self._failed = message["failed"]

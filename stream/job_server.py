@@ -28,7 +28,7 @@ from typing import Any
 
 from stream import job_process
 
-__all__ = ["main"]
+__all__ = ["die_with", "main", "preload", "run"]
 
 _PR_SET_PDEATHSIG = 1
 _PACKET = 1 << 16
@@ -42,9 +42,14 @@ def main() -> None:
     parser.add_argument("--preload", default="")
     arguments = parser.parse_args()
     control = socket.socket(fileno=arguments.control)
-    _die_with(arguments.parent)
+    die_with(arguments.parent)
+    run(control, [name for name in arguments.preload.split(",") if name])
+
+
+def run(control: socket.socket, names: list[str]) -> None:
+    """Import, tell the parent, and serve it until it is gone."""
     try:
-        _preload([name for name in arguments.preload.split(",") if name])
+        preload(names)
     except BaseException as error:  # noqa: BLE001 - told to the parent, whatever it was
         traceback.print_exc()
         _send(control, {"failed": f"{type(error).__name__}: {error}"[:4000]})
@@ -55,7 +60,8 @@ def main() -> None:
     _Server(control).serve()
 
 
-def _preload(names: list[str]) -> None:
+def preload(names: list[str]) -> None:
+    """Import modules, and call those functions of them that are named; refuses when that starts a thread."""
     for name in names:
         module, _, function = name.partition(":")
         loaded = importlib.import_module(module)
@@ -70,7 +76,8 @@ def _preload(names: list[str]) -> None:
         raise RuntimeError(msg)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
         os._exit(0)
@@ -126,7 +133,7 @@ class _Server:
         code = 1
         try:
             os.setpgid(0, 0)
-            _die_with(server)
+            die_with(server)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self._control, self._woken, self._waker):

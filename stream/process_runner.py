@@ -68,6 +68,8 @@ class ProcessJobRunner:
         How often the kernel has killed for memory so far.
     observe : callable
         Told of each job process that is not used again, and why.
+    warm : Path, optional
+        Socket of a `stream.warm_server`, which has made the imports.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class ProcessJobRunner:
         keep_logs: int = 1000,
         count_oom_kills: Callable[[], int] = oom_kills,
         observe: Callable[[dict[str, Any]], None] = lambda _: None,
+        warm: Path | None = None,
     ) -> None:
         if slots < 1 or recycle_after < 1:
             msg = f"slots and recycle_after are at least 1, got {slots} and {recycle_after}"
@@ -93,7 +96,7 @@ class ProcessJobRunner:
         self._observe = observe
         # Apart, for a process that has computed holds on to its buffers.
         self._lanes = {False: _Lane(slots), True: _Lane(1)}
-        self._server = ForkServer(preload=preload, log=self._log_dir / "server.log")
+        self._server = ForkServer(preload=preload, log=self._log_dir / "server.log", warm=warm)
         self._tasks = anyio.create_task_group()
         self._jobs = 0
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import functools
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +60,41 @@ def simulate(out: Path, **options: Any) -> Simulated:
     return Simulated(out)
 
 
+@functools.cache
+def share_warm_server() -> None:
+    """Have the runs and workers that this process starts from now on share the imports of their job processes.
+
+    They would be most of what a run of a small frame takes. What a run does without it is seen by the walk-through and
+    by the demonstration.
+    """
+    from ops.warm import PRELOADED
+    from stream.fork_server import job_environment
+
+    folder = Path(tempfile.mkdtemp(prefix="rampstream-warm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    listen = folder / "socket"
+    words = ["--listen", str(listen), "--parent", str(os.getpid()), "--preload", ",".join(PRELOADED)]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "stream.warm_server", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=job_environment(os.environ),
+            start_new_session=True,
+        )
+    atexit.register(server.kill)
+    while not listen.exists():
+        assert server.poll() is None, (folder / "log").read_text()
+        time.sleep(0.01)
+    os.environ["RAMPSTREAM_WARM_SERVER"] = str(listen)
+
+
+def without_warm_server() -> dict[str, str]:
+    """This process's environment, for a run that starts the server of its job processes itself."""
+    return {name: value for name, value in os.environ.items() if name != "RAMPSTREAM_WARM_SERVER"}
+
+
 def run_command(
     simulated: Simulated, inputs: Sequence[Path], out: Path, *options: str, check: bool = True
 ) -> dict[str, Any]:
@@ -69,6 +109,7 @@ def run_command(
 
 def command(simulated: Simulated, inputs: Sequence[Path], out: Path, *options: str) -> list[str]:
     """Words of ``rampstream run``."""
+    share_warm_server()
     return [
         sys.executable,
         "-m",

@@ -21,6 +21,7 @@ from stream.broker.kafka_buffer import PartitionBuffer, record_from
 from stream.broker.kafka_errors import failure_from, failures
 from stream.broker.kafka_pacing import paced
 from stream.broker.kafka_settings import POLL_SECONDS, KafkaTimings
+from stream.broker.kafka_telling import Telling
 from stream.broker.protocol import AssignmentListener, Commit, Record, TopicPartition
 from stream.failure import Failure, FatalError, RetriableError
 
@@ -86,9 +87,9 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._refusal = refusal
         self._asked_at = time.monotonic()
         self._asking: asyncio.Task[None] | None = None
-        self._telling: asyncio.Task[None] | None = None
         self._next_epoch = next_epoch
         self._listener = listener
+        self._telling = Telling(group, listener, self._told)
         self._buffers: dict[TopicPartition, PartitionBuffer] = {}
         self._paused: set[TopicPartition] = set()
         self._ready = False
@@ -139,11 +140,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._give_up(sorted(self._buffers))
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
-        """Find where each partition starts, then have the listener told, and hand out records after that.
-
-        The listener is not awaited here: aiokafka sends no sign of life before this returns, and an aggregator may have
-        more to restore than a session lasts. It would lose its partitions, join again, and restore again, for ever.
-        """
+        """Find where each partition starts, then have the listener told, and hand out records after that."""
         partitions = sorted(TopicPartition(p.topic, p.partition) for p in assigned)
         self._alive_at = time.monotonic()
         self._epoch = self._next_epoch()
@@ -157,24 +154,13 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._failure = error
                 break
             else:
-                self._telling = asyncio.create_task(self._tell(partitions, self._epoch), name=f"tells {self.group}")
+                self._telling.begin(partitions, self._epoch)
                 break
         self._arrived.set()
 
-    async def _tell(self, partitions: Sequence[TopicPartition], epoch: int) -> None:
-        while not self._ready and self._failure is None:
-            try:
-                if self._listener is not None and partitions:
-                    await self._listener.on_assigned(partitions, epoch)
-                self._ready = True
-            except RetriableError as error:
-                LOG.warning("group %s cannot take its partitions up yet: %s", self.group, error)
-                await asyncio.sleep(_PAUSE)
-            except Failure as error:
-                self._failure = error
-            except Exception as error:
-                LOG.exception("the listener of group %s failed", self.group)
-                self._failure = FatalError(f"the listener of group {self.group} failed: {error!r}")
+    def _told(self, failure: Failure | None) -> None:
+        self._failure = self._failure or failure
+        self._ready = failure is None
         self._arrived.set()
 
     async def _begin(self, partitions: Sequence[TopicPartition]) -> None:
@@ -202,9 +188,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _give_up(self, partitions: Sequence[TopicPartition]) -> None:
         self._ready = False
-        if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.wait([self._telling], timeout=self._timings.revoke_seconds)
+        await self._telling.interrupt(self._timings.revoke_seconds)
         for buffer in self._buffers.values():
             buffer.records.clear()
         try:

@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
 from stream.failure import FatalError
+from stream.fork_server import job_environment
 from stream.jobs import JobProgress
 from stream.process_runner import ProcessJobRunner
 from tests.contract.jobs_suite import TOY, JobRunnerContract, alive, content, gone, job, until
@@ -22,18 +25,20 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().split()[3])
 
 
-def start_parent(log_dir: Path) -> subprocess.Popen[bytes]:
+def start_parent(log_dir: Path, warm: Path | None) -> subprocess.Popen[bytes]:
     program = (
         "import anyio, sys\n"
         "from pathlib import Path\n"
         "from stream.process_runner import ProcessJobRunner\n"
         "from tests.contract.jobs_suite import job\n"
         "async def main():\n"
-        "    async with ProcessJobRunner(slots=1, log_dir=Path(sys.argv[1])) as runner:\n"
+        "    warm = Path(sys.argv[2]) if sys.argv[2:] else None\n"
+        "    async with ProcessJobRunner(slots=1, log_dir=Path(sys.argv[1]), warm=warm) as runner:\n"
         "        await runner.run(job('sleep'), progress=lambda p: print(p.report['pid'], flush=True))\n"
         "anyio.run(main)\n"
     )
-    return subprocess.Popen([sys.executable, "-c", program, str(log_dir)], stdout=subprocess.PIPE)
+    words = [str(log_dir)] if warm is None else [str(log_dir), str(warm)]
+    return subprocess.Popen([sys.executable, "-c", program, *words], stdout=subprocess.PIPE)
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +46,45 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@contextmanager
+def warm_server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    listen = folder / "socket"
+    words = ["--listen", str(listen), "--parent", str(os.getpid()), "--preload", "json"]
+    environment = {**job_environment(os.environ), "OF_THE_WARM_SERVER": "1"}
+    with subprocess.Popen([sys.executable, "-m", "stream.warm_server", *words], env=environment) as process:
+        try:
+            while not listen.exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            yield process, listen
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module", params=["own", "warm"])
+def warm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
+    """Whose fork makes the job server: none's, or a warm server's at this socket."""
+    if request.param == "own":
+        yield None
+        return
+    with warm_server(tmp_path_factory.mktemp("warm")) as (_, listen):
+        yield listen
+
+
 class TestProcessJobs(JobRunnerContract):
     @pytest.fixture(scope="class")
-    async def runner(self, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessJobRunner]:
-        async with ProcessJobRunner(slots=2, log_dir=tmp_path_factory.mktemp("logs")) as runner:
+    async def runner(
+        self, warm: Path | None, tmp_path_factory: pytest.TempPathFactory
+    ) -> AsyncIterator[ProcessJobRunner]:
+        async with ProcessJobRunner(slots=2, log_dir=tmp_path_factory.mktemp("logs"), warm=warm) as runner:
             yield runner
 
 
 class TestProcesses:
     @pytest.fixture
-    async def runner(self, tmp_path: Path) -> AsyncIterator[ProcessJobRunner]:
+    async def runner(self, warm: Path | None, tmp_path: Path) -> AsyncIterator[ProcessJobRunner]:
         async with ProcessJobRunner(
-            slots=2, log_dir=tmp_path / "logs", preload=[f"{TOY}:preload"], recycle_after=4
+            slots=2, log_dir=tmp_path / "logs", preload=[f"{TOY}:preload"], recycle_after=4, warm=warm
         ) as runner:
             yield runner
 
@@ -100,6 +132,7 @@ class TestProcesses:
         assert str(lock) not in targets
         assert sum(target.startswith("socket:") for target in targets) == 1
         environment = outcome.result["environment"]
+        assert "OF_THE_WARM_SERVER" not in environment
         assert environment["OMP_NUM_THREADS"] == environment["NUMBA_NUM_THREADS"] == "1"
         assert "hugetlb=1" in environment["GLIBC_TUNABLES"]
 
@@ -128,11 +161,11 @@ class TestProcesses:
         assert (await runner.run(job("echo"))).failure is None
 
     @pytest.mark.anyio
-    async def test_leaving_the_runner_kills_everything(self, tmp_path: Path) -> None:
+    async def test_leaving_the_runner_kills_everything(self, warm: Path | None, tmp_path: Path) -> None:
         seen: list[JobProgress] = []
         async with (
             anyio.create_task_group() as tasks,
-            ProcessJobRunner(slots=1, log_dir=tmp_path) as runner,
+            ProcessJobRunner(slots=1, log_dir=tmp_path, warm=warm) as runner,
         ):
             server = (await runner.run(job("environment"))).result["server"]
             tasks.start_soon(lambda: runner.run(job("sleep"), progress=seen.append))
@@ -141,8 +174,8 @@ class TestProcesses:
         assert await gone(server)
 
     @pytest.mark.anyio
-    async def test_the_death_of_the_parent_kills_everything(self, tmp_path: Path) -> None:
-        with start_parent(tmp_path) as parent:
+    async def test_the_death_of_the_parent_kills_everything(self, warm: Path | None, tmp_path: Path) -> None:
+        with start_parent(tmp_path, warm) as parent:
             assert parent.stdout is not None
             pid = int(await anyio.to_thread.run_sync(parent.stdout.readline))
             server = parent_of(pid)
@@ -151,14 +184,16 @@ class TestProcesses:
             assert await gone(server)
 
     @pytest.mark.anyio
-    async def test_a_preload_that_fails_is_fatal_and_says_why(self, tmp_path: Path) -> None:
-        async with ProcessJobRunner(slots=1, log_dir=tmp_path, preload=[f"{TOY}:refuse_to_load"]) as runner:
+    async def test_a_preload_that_fails_is_fatal_and_says_why(self, warm: Path | None, tmp_path: Path) -> None:
+        preload = [f"{TOY}:refuse_to_load"]
+        async with ProcessJobRunner(slots=1, log_dir=tmp_path, preload=preload, warm=warm) as runner:
             with pytest.raises(FatalError, match="no such library"):
                 await runner.run(job("echo"))
 
     @pytest.mark.anyio
-    async def test_a_preload_that_starts_threads_is_refused(self, tmp_path: Path) -> None:
-        async with ProcessJobRunner(slots=1, log_dir=tmp_path, preload=[f"{TOY}:start_a_thread"]) as runner:
+    async def test_a_preload_that_starts_threads_is_refused(self, warm: Path | None, tmp_path: Path) -> None:
+        preload = [f"{TOY}:start_a_thread"]
+        async with ProcessJobRunner(slots=1, log_dir=tmp_path, preload=preload, warm=warm) as runner:
             with pytest.raises(FatalError, match="started threads"):
                 await runner.run(job("echo"))
 
@@ -174,3 +209,42 @@ class TestProcesses:
     async def test_the_stacks_of_a_job_that_hangs_are_in_its_log(self, runner: ProcessJobRunner) -> None:
         outcome = await runner.run(job("sleep", wall=0.3))
         assert 'toy_jobs.py", line' in content(outcome.log)
+
+
+class TestWarmServer:
+    @pytest.mark.anyio
+    async def test_its_death_fails_the_job_and_the_next_server_is_the_runners_own(self, tmp_path: Path) -> None:
+        seen: list[JobProgress] = []
+        with warm_server(tmp_path) as (process, listen):
+
+            def kill(report: JobProgress) -> None:
+                seen.append(report)
+                process.kill()
+
+            async with ProcessJobRunner(slots=1, log_dir=tmp_path / "logs", warm=listen) as runner:
+                outcome = await runner.run(job("sleep"), progress=kill)
+                assert outcome.failure is not None
+                assert outcome.failure["class"] == "retriable"
+                assert await gone(seen[0].report["pid"])
+                again = await runner.run(job("environment"))
+                assert parent_of(again.result["server"]) == os.getpid()
+
+    @pytest.mark.anyio
+    async def test_one_that_nobody_listens_at_is_done_without(self, tmp_path: Path) -> None:
+        async with ProcessJobRunner(slots=1, log_dir=tmp_path / "logs", warm=tmp_path / "nobody") as runner:
+            assert (await runner.run(job("echo"))).failure is None
+
+    @pytest.mark.anyio
+    async def test_one_of_other_code_refuses(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("stream.fork_server.CODE", [sys.executable, "/elsewhere/stream"])
+        with warm_server(tmp_path) as (_, listen):
+            async with ProcessJobRunner(slots=1, log_dir=tmp_path / "logs", warm=listen) as runner:
+                with pytest.raises(FatalError, match=r"not .*/elsewhere/stream"):
+                    await runner.run(job("echo"))
+
+    def test_only_its_user_can_ask_and_a_second_one_does_not_take_its_place(self, tmp_path: Path) -> None:
+        with warm_server(tmp_path) as (_, listen):
+            assert listen.stat().st_mode & 0o777 == 0o600
+            words = [sys.executable, "-m", "stream.warm_server", "--listen", str(listen)]
+            second = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+            assert (second.returncode, "another warm server" in second.stderr) == (1, True)

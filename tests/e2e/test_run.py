@@ -20,7 +20,7 @@ from stages.finalize.content_digest import content_digest
 from stream.broker.embedded import EmbeddedBroker
 from stream.broker.protocol import Record
 from stream.topology import product_event_topic_name
-from tests.conftest import Simulated, command, run_command, run_in_process
+from tests.conftest import Simulated, command, run_command, run_in_process, without_warm_server
 
 SUFFIXES = ("_cal.asdf", "_cat.parquet", "_segm.asdf", "_wcs.asdf")
 
@@ -136,7 +136,7 @@ def test_killed_at_random_points_it_resumes_with_the_same_products(
     words = command(simulated, simulated.exposures, tmp_path, "--preset", "balanced")
     for _ in range(4):
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(1.0, 14.0))
+        time.sleep(rng.uniform(0.5, 8.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
         partial = [path for path in tmp_path.glob("r*") if path.name not in digests(reference_run[0])]
@@ -148,7 +148,10 @@ def test_killed_at_random_points_it_resumes_with_the_same_products(
 
 def test_job_processes_die_with_a_killed_run(simulated: Simulated, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(simulated, simulated.exposures, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(simulated, simulated.exposures, tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=without_warm_server(),
     )
     deadline = time.monotonic() + 60
     children: list[int] = []
@@ -167,7 +170,7 @@ def test_killed_job_processes_cost_only_a_retry(
     reference_run: tuple[Path, dict[str, Any]], simulated: Simulated, tmp_path: Path
 ) -> None:
     words = command(simulated, simulated.exposures, tmp_path, "--preset", "balanced")
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=without_warm_server())
     killed, server = [], None
     while process.poll() is None:
         children = [pid for pid in _children(process.pid) if pid not in killed]
