@@ -40,6 +40,7 @@ from stream.metrics import Metrics
 from stream.process_runner import ProcessJobRunner
 from stream.retry import RetryPolicy
 from stream.stopped_segments import StoppedSegments
+from stream.store.stale import remove_stale
 from stream.topology import Segments, topic_name
 from stream.watchdog import EXIT_STATUS, Watchdog
 from stream.worker import SegmentWorker
@@ -135,6 +136,7 @@ class Server:
             connection = await stack.enter_async_context(connected(self._settings, observe=self._observe))
             view = await view_run(connection, self._preset)
             await anyio.to_thread.run_sync(connection.store.sweep_staging, STALE_SECONDS)
+            await anyio.to_thread.run_sync(remove_stale, folders.scratch, STALE_SECONDS)
             inputs = await RunInputs.opened(view.definition, folders.references, view.settings, self._observe)
             await anyio.to_thread.run_sync(inputs.sweep)
             topics = await connection.broker.topics()

@@ -22,6 +22,7 @@ from stream.failure import Failure, FatalError, RetriableError
 from stream.store.failures import failure_from, first_line, is_absent, refusal_code
 from stream.store.locations import StoreLimits, open_remote
 from stream.store.protocol import ObjectInfo, ObjectStore, check_key
+from stream.store.stale import remove_stale
 from stream.store.upload import upload_file
 
 __all__ = ["LocalObjectStore", "ObstoreObjectStore", "failure_from", "open_store"]
@@ -314,14 +315,7 @@ class LocalObjectStore(ObstoreObjectStore):
 
     def sweep_staging(self, older_than: float) -> int:
         """Remove what was staged and not touched for ``older_than`` seconds."""
-        removed = 0
-        limit = time.time() - older_than
-        for path in (self.root / _STAGING).glob("*"):
-            files = [path, *path.rglob("*")]
-            if max(_modified(file) for file in files) < limit:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-                removed += 1
-        return removed
+        return remove_stale(self.root / _STAGING, older_than)
 
     def _move_in(self, key: str, source: Path) -> ObjectInfo:
         if not source.is_relative_to(self.root / _STAGING):
@@ -362,10 +356,3 @@ def _write_whole(partial: Path, path: Path, data: bytes) -> None:
         partial.rename(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0

@@ -25,7 +25,7 @@ from stages.reference_selection import DirectoryReferences
 from stream.failure import Failure, FatalError, PermanentError, RetriableError
 from stream.metrics import Metrics
 from stream.store.obstore_store import open_store
-from tests.conftest import Simulated, run_in_process
+from tests.conftest import Simulated, run_in_process, share_warm_server
 from tests.s3_server import server
 from tests.servers import S3Server
 from tests.stages.input_files import write_reference
@@ -250,6 +250,7 @@ class Distributed:
         inputs = ("--references", references, "--gaia", gaia)
         self("topics", "apply", "--preset", "fused", "--partitions", "1", *inputs, *engine)
         self("ingest", *simulated.associations, *engine)
+        share_warm_server()
         worker = subprocess.Popen([sys.executable, "-m", "ops.cli", "worker", *engine], cwd=ROOT)
         try:
             self("status", "--wait", 300, *engine)
