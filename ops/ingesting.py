@@ -25,6 +25,7 @@ from ops.announce import Announced, Announcer
 from ops.connect import Connection, add_engine_arguments, connected, engine_settings, view_run
 from ops.detector_groups import DetectorGroups
 from ops.ingest import Ingest, inspect, read_inputs
+from ops.run_failure import first_failure
 from ops.trace_export import exported_tracing
 from ops.work import ingest_key
 from stages.product_names import base_name
@@ -99,9 +100,12 @@ async def _run(options: argparse.Namespace) -> int:
         for url in [text for text in options.inputs if "://" in text]:
             bad |= await session.url(url)
         if options.watch:
-            async with anyio.create_task_group() as tasks:
-                for place in options.watch:
-                    tasks.start_soon(session.watch, place)
+            try:
+                async with anyio.create_task_group() as tasks:
+                    for place in options.watch:
+                        tasks.start_soon(session.watch, place)
+            except BaseExceptionGroup as group:
+                raise first_failure(group, settings.work) from group
         return 1 if bad else 0
 
 
@@ -245,7 +249,7 @@ class _Session:
 
 
 async def _listed(source: ObjectStore | None, folder: Path) -> AsyncIterator[tuple[str, int, float]]:
-    """Name, size and time of what lies in a watched place and has the name of an L1 file or an association."""
+    """Name, size and time of what lies in a watched place and has the name of an L1 file."""
     if source is not None:
         async for info in source.list(""):
             if info.key.endswith(PATTERN):
