@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ RESTORE_SECONDS, RESTORE_BYTES = 60.0, 1e9
 BUCKET = "s3://rampstream/bench"
 BUSY = 0.25
 """Load of each core above which others take a noticeable part of it."""
+REPEATS = ("lowest", "mean")
+"""What becomes of many sightings of one star: the mission's rule, and the one that loses nothing."""
 CHUNK = 8
 """Exposures made at a time by one process."""
 
@@ -63,12 +65,12 @@ def _line(what: str, value: str, goal: str, *, met: bool) -> None:
     print(f"  {what:<44}{value:>14}   goal {goal:<10} {_verdict(met=met)}")
 
 
-def measure_oracle(folder: Path) -> list[dict[str, Any]]:
+def measure_oracle() -> list[dict[str, Any]]:
     """Compare with the library, and print."""
     print("\nbeside tweakwcs")
     found = []
-    for number, mosaic in enumerate(ORACLE_MOSAICS):
-        agreement = compare_with_library(mosaic, folder / str(number))
+    for mosaic in ORACLE_MOSAICS:
+        agreement = compare_with_library(mosaic)
         found.append(asdict(agreement))
         _line(
             f"{agreement.members} members of {agreement.exposures} exposures, {agreement.aligned} aligned",
@@ -120,8 +122,8 @@ def _prepared(mosaic: Mosaic, store: str, work: Path, options: argparse.Namespac
     ra, dec = mosaic.reference_stars
     Table({"ra": ra, "dec": dec}).write(work / "stars.fits", overwrite=True)
     config = Solve(
-        association, str(work / "members.gz"), store, str(work / "stars.fits"), str(work / "worker"),
-        options.threads, {"expand_refcat": True, "abs_repeats": options.repeats},
+        association, str(work / "members.gz"), store, str(work / "stars.fits"), str(work / "worker"), options.threads,
+        {"expand_refcat": True},
     )  # fmt: skip
     return config, sources
 
@@ -136,7 +138,7 @@ def _run(module: str, config: Solve | Restore, path: Path) -> tuple[Measured, di
 
 
 def measure_members(mosaic: Mosaic, store: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Solve one association, and print."""
+    """Solve one association, once for each rule of repeated sightings, and print."""
     began = time.monotonic()
     config, sources = _prepared(mosaic, store, work, options)
     print(
@@ -145,8 +147,19 @@ def measure_members(mosaic: Mosaic, store: str, work: Path, options: argparse.Na
         f"{mosaic.noise} pixel, {len(mosaic.reference_stars[0])} reference stars; {options.store} store "
         f"(made in {time.monotonic() - began:.0f} s)"
     )
+    found = {}
+    for repeats in REPEATS if options.repeats == "both" else (options.repeats,):
+        print(f' with abs_repeats = "{repeats}"')
+        once = replace(
+            config, work=str(work / f"worker-{repeats}"), parameters={**config.parameters, "abs_repeats": repeats}
+        )
+        found[repeats] = _solved(mosaic, once, work)
+    return found
+
+
+def _solved(mosaic: Mosaic, config: Solve, work: Path) -> dict[str, Any]:
     done, found = _run("bench.association_solve", config, work / "solve.json")
-    document = json.loads(anyio.run(open_store(store).get, found["key"]) or b"")
+    document = json.loads(anyio.run(open_store(config.store).get, found["key"]) or b"")
     found |= {"peak_pss_bytes": done.peak_pss_bytes, "summary": document["summary"], **_errors(mosaic, document)}
     summary = document["summary"]
     _line("from the close to the stored solution", f"{found['seconds']:.1f} s", f"{SOLVE_SECONDS:.0f} s",
@@ -205,7 +218,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--detectors", type=int, default=18, help="of an exposure (default: 18)")
     parser.add_argument("--noise", type=float, default=0.01, help="of a measured position, pixel (default: 0.01)")
     parser.add_argument(
-        "--repeats", choices=("lowest", "mean"), default="lowest", help="tweakreg.abs_repeats (default: the mission's)"
+        "--repeats",
+        choices=(*REPEATS, "both"),
+        default="both",
+        help="tweakreg.abs_repeats (default: one after another)",
     )
     parser.add_argument("--associations", type=int, default=10_000)
     parser.add_argument("--come", type=int, default=9, help="members of each that have come (default: 9 of 18)")
@@ -229,7 +245,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rampstream-bench-") as folder, ExitStack() as stack:
         work = Path(folder)
         if options.only in {None, "oracle"}:
-            result["oracle"] = measure_oracle(work / "oracle")
+            result["oracle"] = measure_oracle()
         if options.only in {None, "members"}:
             store = str(work / "store")
             if options.store == "s3":

@@ -86,9 +86,9 @@ async def solve(config: Configuration) -> Solution:
             observe=told.append, inputs=inputs,
         )  # fmt: skip
         cache = ObjectCache(store, folders.objects, max_bytes=int(settings.cache_gb * 1e9), digest=file_digest)
-        solver = JointSolver(jobs=jobs, store=store, results=Results(store), cache=cache)
+        solver = JointSolver(jobs=jobs, store=store, results=Results(store), cache=cache, scratch=folders.scratch)
         messages = _messages(Path(config.members))
-        await jobs.run_patiently("solve", {"members": []}, label="warm", stars=True)
+        await jobs.run_patiently("solve", {"members": [], "facts": {}}, label="warm", stars=True)
         close = _close(config.association, messages)
         began, cpu = time.monotonic(), time.process_time()
         solved = await solver.solve(close, messages)

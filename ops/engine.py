@@ -74,7 +74,7 @@ def status_of(manifest: Manifest) -> MemberStatus:
 
 
 def job_environment(definition: Mapping[str, Any], inputs: RunInputs) -> dict[str, Any]:
-    """What job processes need to know of a run (see `ops.job.Workbench`)."""
+    """What job processes need to know of a run (see `ops.workbench.Workbench`)."""
     return {
         "entries": {row["name"]: row["entry"] for row in definition["topology"]},
         "parameters": definition["parameters"],
@@ -228,6 +228,7 @@ class Engine:
                 store=self.store,
                 results=self.results,
                 cache=self.cache,
+                scratch=self.folders.scratch,
                 stars=StarAnswers(jobs=self.jobs, store=self.store, scratch=self.folders.scratch),
                 observe=self.observe,
             ).solve,

@@ -1,46 +1,37 @@
 """What runs inside a job process: the glue between the engine's segments and the stages. No decisions about messages.
 
 Each function is a job's entry (`stream.jobs.Job`): called with JSON arguments, the process's slot and a function for
-reports; returns a JSON value. ``arguments["environment"]`` (see `Environment`) says which stages, parameters and
-references a run has; what is made from it is kept for the life of the process.
+reports; returns a JSON value. ``arguments["environment"]`` says which stages, parameters and references a run has; what
+is made from it is kept for the life of the process (see `ops.workbench`).
 """
 
 from __future__ import annotations
 
-import json
+import mmap
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from ops.gaia_option import is_queried
-from ops.job_references import reference_source
-from stages.crds_context import client_version
-from stages.crds_references import CrdsReferences
-from stages.indexed_references import IndexedContextReferences, IndexedReferences
-from stages.parameter_references import ParameterReferences
-from stages.payload import ExposurePayload
-from stages.pipeline import FINALIZE, JOINT, make_stage
+from ops.workbench import Workbench, library_versions, schema_generation
+from stages.pipeline import FINALIZE, JOINT
 from stream.failure import PermanentError
-from stream.identity import hash_parts, recipe_digest
+from stream.identity import recipe_digest
 from stream.results import file_digest
-from stream.segment import execute_segment, stage_recipe
-from stream.stage import Member, Slot, StageParameters
+from stream.segment import execute_segment
+from stream.stage import Member, Slot
 
 __all__ = [
-    "Workbench",
     "ask_stars",
     "check",
     "execute",
     "finalize",
     "joint_recipe",
-    "library_versions",
     "recipes",
     "renamed_image",
     "search_cone",
@@ -50,126 +41,6 @@ __all__ = [
 
 Report = Callable[[dict[str, Any]], None]
 
-SCHEMA_PACKAGES = ("roman_datamodels", "rad")
-
-_BY_CONTEXT = (CrdsReferences, IndexedContextReferences)
-
-
-class Workbench:
-    """Stages, parameters and references of one run, made once in a process.
-
-    Parameters
-    ----------
-    environment : mapping
-        ``entries`` (stage to ``module:Class``), ``parameters`` (stage to values), ``references``, ``pins``, ``cache``
-        and ``cache_bytes`` (see `ops.job_references`), and ``gaia`` (see `ops.star_sources`).
-    """
-
-    def __init__(self, environment: Mapping[str, Any], slot: Slot) -> None:
-        self.environment = environment
-        self._stages: dict[str, Any] = {}
-        self._parameters: dict[str, StageParameters] = {}
-        self.payload = ExposurePayload(threads=slot.threads)
-        self.references = reference_source(environment)
-        self._parameter_references: ParameterReferences | None = None
-        if isinstance(self.references, _BY_CONTEXT) and environment["references"]["parameters"]:
-            self._parameter_references = ParameterReferences(self.references.context)
-
-    @classmethod
-    def lent(cls, arguments: Mapping[str, Any], slot: Slot) -> Workbench:
-        """Return the process's workbench for a job that opens references: those that were fetched come with it."""
-        bench = cls.of(arguments["environment"], slot)
-        if isinstance(bench.references, IndexedReferences):
-            bench.references.lend(arguments.get("files", {}))
-        return bench
-
-    @classmethod
-    def of(cls, environment: Mapping[str, Any], slot: Slot) -> Workbench:
-        """Return the process's workbench for this environment."""
-        key = "workbench:" + json.dumps(environment, sort_keys=True)
-        bench = slot.scratch.get(key)
-        if bench is None:
-            bench = slot.scratch[key] = cls(environment, slot)
-        found: Workbench = bench
-        return found
-
-    def stage(self, name: str) -> Any:
-        """Return the stage of that name."""
-        if name not in self._stages:
-            self._stages[name] = make_stage(self.environment["entries"][name])
-        return self._stages[name]
-
-    @property
-    def crds(self) -> dict[str, str] | None:
-        """What products say about CRDS: version of the client, and context; None where references come elsewhere."""
-        if not isinstance(self.references, _BY_CONTEXT):
-            return None
-        return {"version": client_version(), "context": self.references.context.name}
-
-    def parameters(self, name: str, facts: Mapping[str, Any] | None = None) -> Any:
-        """Return the stage's parameters for an exposure, checked; without facts those that the run is defined with.
-
-        Parameters from CRDS give way to those of the definition.
-        """
-        values = self.environment["parameters"].get(name, {})
-        if facts and self._parameter_references is not None:
-            values = {**self._parameter_references.parameters(name, dict(facts)), **values}
-        key = json.dumps([name, values], sort_keys=True)
-        if key not in self._parameters:
-            model = self.stage(name).parameters_type
-            try:
-                self._parameters[key] = model(**values)
-            except ValidationError as error:
-                raise PermanentError(
-                    "; ".join(_wrong_parameter(name, model, item) for item in error.errors())
-                ) from None
-        return self._parameters[key]
-
-    def recipe(self, name: str, facts: Mapping[str, Any]) -> str:
-        """Digest of everything that decides the stage's result apart from its input."""
-        recipe = stage_recipe(
-            self.stage(name),
-            self.parameters(name, facts),
-            self.references,
-            dict(facts),
-            schema_generation=schema_generation(),
-            salt=self.environment.get("salt"),
-        )
-        recipe = self._with_named_files(recipe, name, facts)
-        # The products name the context: equal files chosen by another one are the same numbers in other products.
-        return hash_parts("crds", recipe, self.crds) if name == FINALIZE and self.crds is not None else recipe
-
-    def _with_named_files(self, recipe: str, name: str, facts: Mapping[str, Any]) -> str:
-        """The recipe, with the content of files that parameters name."""
-        paths = self.parameters(name, facts).named_files()
-        if not paths:
-            return recipe
-        missing = [path for path in paths if not Path(path).is_file()]
-        if missing:
-            raise PermanentError(f"a parameter of {name} names the file {missing[0]}, which does not exist")
-        return hash_parts("named files", recipe, [file_digest(Path(path)) for path in paths])
-
-    def needed(self, name: str, facts: Mapping[str, Any]) -> list[str]:
-        """References that the stage opens and that must be lent to the job."""
-        if not isinstance(self.references, IndexedReferences):
-            return []
-        types = self.stage(name).references_for(dict(facts), self.parameters(name, facts))
-        selected = [self.references.select(reference_type, dict(facts)) for reference_type in types]
-        return [found for found in selected if found is not None and self.references.needs(found)]
-
-    def reference_digests(self, facts: Mapping[str, Any]) -> dict[str, str]:
-        """Digest of every reference file that any stage uses on an exposure, by its path."""
-        found: dict[str, str] = {}
-        for name in self.environment["entries"]:
-            stage = self.stage(name)
-            if facts["exposure_type"] not in stage.branches or not hasattr(stage, "references_for"):
-                continue
-            for reference_type in stage.references_for(dict(facts), self.parameters(name, facts)):
-                selected = self.references.select(reference_type, dict(facts))
-                if selected is not None:
-                    found[selected] = self.references.digest(selected)
-        return found
-
 
 def _star_list(arguments: Mapping[str, Any]) -> Any:
     """The star table that was fetched for the job or is named by the run; no stars where nobody asked for them."""
@@ -178,24 +49,6 @@ def _star_list(arguments: Mapping[str, Any]) -> Any:
     gaia = arguments["environment"]["gaia"]
     path = arguments.get("stars") or (gaia if isinstance(gaia, str) else None)
     return NO_STARS if path is None else read_star_table(path)
-
-
-def _wrong_parameter(stage: str, model: type[BaseModel], item: Any) -> str:
-    """One validation error: stage and parameter, what was expected, what was found."""
-    field = ".".join([stage, *map(str, item["loc"])])
-    if item["type"] == "extra_forbidden":
-        return f"{field}: there is no such parameter; expected one of {', '.join(model.model_fields)}"
-    return f"{field}: {item['msg']} (got {item['input']!r})"
-
-
-def library_versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Versions of distributions by name."""
-    return {name: version(name) for name in names}
-
-
-def schema_generation() -> str:
-    """Generation of the schemas that products follow."""
-    return " ".join(f"{name}-{version(name)}" for name in SCHEMA_PACKAGES)
 
 
 def check(arguments: dict[str, Any], slot: Slot, report: Report) -> None:
@@ -281,10 +134,16 @@ def ask_stars(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str
 
 
 def _members(arguments: Mapping[str, Any]) -> list[Member]:
-    return [
-        Member(m["id"], m["status"], m["facts"], Path(m["tie_points"]) if m["tie_points"] else None)
-        for m in arguments["members"]
-    ]
+    """The members, with tie points as parts of one mapped file."""
+    whole = memoryview(b"")
+    if any(m["tie_points"] is not None for m in arguments["members"]):
+        with Path(arguments["tie_points"]).open("rb") as file:
+            whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def content(place: Sequence[int] | None) -> memoryview | None:
+        return None if place is None else whole[place[0] : place[0] + place[1]]
+
+    return [Member(m["id"], m["status"], m["facts"], content(m["tie_points"])) for m in arguments["members"]]
 
 
 def execute(arguments: dict[str, Any], slot: Slot, report: Report) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from stream.message import MemberMessage
 from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key
 from stream.store import ObjectStore
 from stream.store.cache import ObjectCache
+from stream.store.gathered import Gathered, gathered
 from stream.together import together
 
 __all__ = ["JointSolver"]
@@ -30,8 +31,7 @@ _NOBODY = "nobody"
 """In place of the digest of a star list that nobody needs."""
 
 _TOGETHER = 32
-"""Tie points fetched at once: some 10 kB each, of which there may be ten thousand, so that what counts is how long the
-store takes to answer."""
+"""Parts of a solution that are written at once."""
 
 
 class JointSolver:
@@ -44,7 +44,9 @@ class JointSolver:
     store, results : ObjectStore, Results
         Where tie points and solutions lie.
     cache : ObjectCache
-        Fetches tie points.
+        Fetches the table of an earlier answer.
+    scratch : Path
+        For the file in which a job finds the tie points.
     stars : StarAnswers, optional
         Asks for reference stars, where they are no table.
     observe : callable
@@ -58,6 +60,7 @@ class JointSolver:
         store: ObjectStore,
         results: Results,
         cache: ObjectCache,
+        scratch: Path,
         stars: StarAnswers | None = None,
         observe: Observer = lambda _: None,
     ) -> None:
@@ -66,6 +69,7 @@ class JointSolver:
         self._store = store
         self._results = results
         self._cache = cache
+        self._scratch = scratch
         self._stars = stars
 
     async def solve(self, close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
@@ -92,13 +96,12 @@ class JointSolver:
         return None if message is None else message.tie_points_digest
 
     @staticmethod
-    def _described(member: ClosedMember, message: MemberMessage | None, paths: Mapping[str, Path]) -> dict[str, Any]:
-        path = paths.get(member.member)
+    def _described(member: ClosedMember, message: MemberMessage | None, tie_points: Gathered) -> dict[str, Any]:
         return {
             "id": member.member,
             "status": member.status if member.status != "missing" else "failed",
             "facts": dict(message.facts) if message else {},
-            "tie_points": None if path is None else str(path),
+            "tie_points": tie_points.places.get(member.member),
         }
 
     async def _answered(
@@ -107,7 +110,7 @@ class JointSolver:
         """The table of the stars that the catalog answers for this close; None where nobody is aligned."""
         if self._stars is None:
             raise PermanentError(f"{close.association}: there is nobody here to ask for reference stars")
-        async with self._described_members(close, messages) as (arguments, _):
+        async with self._described_members(close, messages) as arguments:
             asked = await self._jobs.run_patiently("search_cone", arguments, label=close.association)
         if asked["cone"] is None:
             return None
@@ -117,24 +120,27 @@ class JointSolver:
 
     @asynccontextmanager
     async def _described_members(
-        self, close: Close, messages: dict[str, MemberMessage], *more: StoredObject
-    ) -> AsyncIterator[tuple[dict[str, Any], Mapping[str, Path]]]:
-        """A job's arguments, with tie points on this machine as long as the context lasts; paths of ``more``, too."""
+        self, close: Close, messages: dict[str, MemberMessage]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """A job's arguments, with tie points on this machine as long as the context lasts."""
         wanted = [
             # their sizes are in no message: to ask for each would take as long as to fetch it
             StoredObject(message.member, message.tie_points, message.tie_points_digest, -1, ObjectKind.SIDE)
             for message in messages.values()
             if message.tie_points is not None and message.tie_points_digest is not None
         ]
-        async with self._cache.lease([*wanted, *more], most=_TOGETHER) as paths:
-            described = [self._described(member, messages.get(member.member), paths) for member in close.members]
-            yield {"members": described, "facts": _first_facts(close, messages)}, paths
+        async with gathered(self._store, wanted, self._scratch) as tie_points:
+            yield {
+                "members": [self._described(m, messages.get(m.member), tie_points) for m in close.members],
+                "facts": _first_facts(close, messages),
+                "tie_points": str(tie_points.path),
+            }
 
     async def _solve(
         self, close: Close, messages: dict[str, MemberMessage], identity: str, stars: StoredObject | None
     ) -> Manifest:
         more = () if stars is None else (stars,)
-        async with self._described_members(close, messages, *more) as (arguments, paths):
+        async with self._described_members(close, messages) as arguments, self._cache.lease(more) as paths:
             if stars is not None:
                 arguments["stars"] = str(paths[stars.name])
             document = await self._jobs.run_patiently("solve", arguments, label=close.association, stars=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class Outcomes:
         self.work: dict[str, _Work] = {}
         self._session_ms = session_ms
         self._clock = clock
-        self._reported: dict[str, set[str]] = {association: set() for association in self.lists}
+        self._unreported = {association: set(members.members) for association, members in self.lists.items()}
         self._settled: dict[str, dict[int, set[str]]] = {association: {} for association in self.lists}
         self.closed: set[str] = set()
         self.dispatched: dict[str, int] = {}
@@ -99,14 +99,16 @@ class Outcomes:
 
     def all_reported(self, association: str) -> bool:
         """Whether every member has told the association how it fared, in this session."""
-        return self._reported[association] >= set(self.lists[association].members)
+        return not self._unreported[association]
 
-    def is_done(self, association: str, used: Iterable[str], revision: int) -> bool:
+    def is_done(self, association: str, used: Collection[str], revision: int) -> bool:
         """Whether every used member of a dispatched close is finalized, or has failed at it."""
         if self.dispatched.get(association, 0) < revision:
             return False
         by_revision = self._settled[association]
-        return set(used) <= by_revision.get(revision, set()) | by_revision.get(0, set())
+        settled = [by_revision.get(revision, set()), by_revision.get(0, set())]
+        # Asked after each event, of ten thousand members: that there are too few is known from their numbers.
+        return sum(map(len, settled)) >= len(used) and set(used) <= settled[0] | settled[1]
 
     def _of(self, exposure: str) -> _Work:
         return self.work.setdefault(exposure, _Work())
@@ -137,7 +139,7 @@ class Outcomes:
         row = self.rows.get((event["exposure"], event["association"]))
         if row is None or event["published_ms"] < self._session_ms:
             return
-        self._reported[row.association].add(row.exposure)
+        self._unreported[row.association].discard(row.exposure)
         if event["status"] == "failed":
             row.status, row.reason = "failed", event["reason"]
 

@@ -39,7 +39,7 @@ class PipelineJobs:
     runner : JobRunner
         Runs them.
     environment : mapping
-        What job processes need to know (see `ops.job.Workbench`).
+        What job processes need to know (see `ops.workbench.Workbench`).
     limits : JobLimits
         Of each job.
     observe : callable

@@ -14,6 +14,7 @@ import yaml
 from astropy.modeling.models import Polynomial2D
 
 import ops.job
+import ops.workbench
 from stages.pipeline import TABLE, make_stage
 
 __all__ = ["warm", "warm_crds"]
@@ -21,7 +22,7 @@ __all__ = ["warm", "warm_crds"]
 
 def warm() -> None:
     """Make every stage once, and read one transform: the file format's plug-ins and schemas load on first use."""
-    ops.job.library_versions(("numpy",))
+    ops.workbench.library_versions(("numpy",))
     for row in TABLE:
         make_stage(row.entry)
     buffer = io.BytesIO()

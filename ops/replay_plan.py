@@ -202,6 +202,6 @@ _SLOT = Slot()
 
 
 def _recipe(environment: Mapping[str, Any], stage: str, facts: dict[str, Any]) -> str:
-    from ops.job import Workbench
+    from ops.workbench import Workbench
 
     return Workbench.of(environment, _SLOT).recipe(stage, facts)

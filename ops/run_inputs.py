@@ -172,7 +172,7 @@ class RunInputs:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What job processes need to know (see `ops.job.Workbench`)."""
+        """What job processes need to know (see `ops.workbench.Workbench`)."""
         references = self._references
         if is_crds_definition(references):
             references = {**references, "path": str(self._crds)}

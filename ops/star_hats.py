@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import obstore
@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 from obstore.exceptions import BaseError
 from obstore.store import HTTPStore, LocalStore
 
-from stages.tweakreg.cone import SearchCone
 from stream.failure import Failure, PermanentError
 from stream.store.failures import failure_from, is_absent
 from stream.store.locations import StoreLimits, open_remote
+
+if TYPE_CHECKING:
+    from stages.tweakreg.cone import SearchCone
 
 __all__ = ["HatsCatalog", "touched_partitions"]
 

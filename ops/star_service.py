@@ -13,13 +13,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
-import numpy as np
-
-from stages.tweakreg.cone import SearchCone
 from stream.failure import PermanentError, RetriableError
+
+if TYPE_CHECKING:
+    from stages.tweakreg.cone import SearchCone
 
 __all__ = ["CATALOGS", "DEFAULT_SERVICE", "SERVICE_VARIABLE", "ask_service", "query_url", "stars_of_answer"]
 
@@ -165,6 +165,8 @@ def _text(row: dict[str, Any], name: str) -> str:
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    import numpy as np  # no start needs it
+
     columns: dict[str, Any] = {
         name: np.array([float(_text(row, name) or "nan") for row in rows], dtype=np.float64)
         for name in ("ra", "dec", "mag", "epoch")

@@ -18,18 +18,20 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import anyio
 import anyio.to_thread
 
 from ops.reference_store import is_url, object_at
-from ops.star_hats import HatsCatalog
 from ops.star_service import CATALOGS, DEFAULT_SERVICE, SERVICE_VARIABLE, ask_service
-from stages.tweakreg.cone import SearchCone
 from stream.failure import FatalError, PermanentError
 from stream.results import file_digest
+
+if TYPE_CHECKING:
+    from ops.star_hats import HatsCatalog
+    from stages.tweakreg.cone import SearchCone
 
 __all__ = ["check_source", "defined_stars", "stars_in"]
 
@@ -95,6 +97,8 @@ def stars_in(gaia: Mapping[str, Any], cone: SearchCone, *, timeout: float) -> di
 
 
 def _opened(gaia: Mapping[str, Any]) -> HatsCatalog:
+    from ops.star_hats import HatsCatalog  # with numpy, which no start needs
+
     catalog = HatsCatalog.open(gaia["hats"])
     if catalog.version != gaia["version"]:
         raise FatalError(
@@ -117,6 +121,8 @@ def _hats(place: str) -> dict[str, str]:
     if "://" not in place:
         place = str(Path(place).resolve())
     place = place.rstrip("/")
+    from ops.star_hats import HatsCatalog
+
     return {"hats": place, "version": HatsCatalog.open(place).version}
 
 

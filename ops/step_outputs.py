@@ -20,7 +20,7 @@ from ops.ingest import digest_file
 from ops.pipeline_jobs import PipelineJobs
 from ops.projection import bring_in_line
 from ops.work import PipelineWork, ingest_key
-from stages.finalize.step_output import IN_PRODUCTS
+from stages.product_names import IN_PRODUCTS
 from stages.standing import starting_stage
 from stream.failure import Failure
 from stream.identity import canonical_json, chain

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["PRODUCT_EXTENSIONS", "base_name", "product_name", "separator", "split_detector"]
+__all__ = ["IN_PRODUCTS", "PRODUCT_EXTENSIONS", "base_name", "product_name", "separator", "split_detector"]
+
+IN_PRODUCTS = frozenset({"source_catalog", "finalize"})
+"""Stages whose output is among the products anyway."""
 
 _SUFFIXES = (
     "ca", "crf", "cal", "dark", "flat", "median", "phot", "photom", "ramp", "rate", "uncal",

@@ -112,13 +112,13 @@ class Stage(Protocol):
 class Member:
     """One member of an association as the joint stage sees it: a status, opaque facts and a small object.
 
-    ``tie_points`` is the path of the member's small side object on local disk (None when it has none).
+    ``tie_points`` is the content of the member's small side object (None when it has none).
     """
 
     id: str
     status: str
     facts: Facts
-    tie_points: Path | None
+    tie_points: bytes | memoryview | None
 
 
 @runtime_checkable

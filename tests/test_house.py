@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,3 +52,11 @@ def test_the_stages_know_nothing_of_broker_store_and_worker() -> None:
 def test_modules_stay_under_400_lines() -> None:
     modules = [path for package in ("stream", "stages", "ops") for path in (ROOT / package).rglob("*.py")]
     assert {str(path): n for path in modules if (n := len(path.read_text().splitlines())) > 400} == {}
+
+
+@pytest.mark.parametrize("verb", ["run", "serve"])
+def test_a_process_that_computes_nothing_loads_no_science(verb: str) -> None:
+    """Job processes do; who starts them would take twice as long to start."""
+    told = f"import ops.{verb}, sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True).stdout.split()
+    assert set(loaded) & (ASTRONOMY | {"numba", "scipy"}) == set()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["IN_PRODUCTS", "STEP_SUFFIXES", "rename_image", "write_step_output"]
+__all__ = ["STEP_SUFFIXES", "rename_image", "write_step_output"]
 
 STEP_SUFFIXES = {
     "dq_init": "dqinit",
@@ -36,9 +36,6 @@ STEP_SUFFIXES = {
     "tweakreg": "tweakreg",
 }
 """Suffix of each stage's output, as the field's steps have it; a stage of one's own has its name."""
-
-IN_PRODUCTS = frozenset({"source_catalog", "finalize"})
-"""Stages whose output is among the products anyway."""
 
 
 def step_output_name(filename: str, stage: str) -> str:

@@ -133,7 +133,7 @@ def _started(members: Sequence[Member]) -> list[Aligned]:
 
 def _read(member: Member) -> TiePoints:
     assert member.tie_points is not None
-    points = read_tie_points(member.tie_points)
+    points = read_tie_points(member.tie_points, member.id)
     if points.error is not None:
         raise PermanentError(f"{member.id}: the source catalog cannot be aligned: {points.error}")
     return points

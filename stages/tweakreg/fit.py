@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.tweakreg.matching import AlignmentError, match_positions, mean_positions
-from stages.tweakreg.tangent_plane import ARCSEC_PER_RADIAN, TangentPlane, plane_map
+from stages.tweakreg.tangent_plane import ARCSEC_PER_RADIAN, TangentPlane, lengths, plane_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ class Aligned:
     def corners(self) -> Array:
         """Unit vectors (3, 4) of the corners of the bounding box with the corrections so far."""
         vectors = self.plane.detector_to_sky(self.points.corners)
-        return np.asarray(vectors / np.linalg.norm(vectors, axis=0))
+        return np.asarray(vectors / lengths(vectors))
 
     def correct(self, matrix: Array, shift: Array) -> None:
         """Add a correction given in this member's plane."""
@@ -123,14 +123,14 @@ def _near(sources: Array, reference: Array, parameters: MatchAndFit) -> NDArray[
 
     The margin of an arcminute keeps whole chains of positions closer than the separation, of which only some survive.
     """
-    units = sources / np.linalg.norm(sources, axis=0)
+    units = sources / lengths(sources)
     center = units.mean(axis=1)
     center /= np.linalg.norm(center)
     margin = 2 * parameters.searchrad + parameters.tolerance + parameters.separation + 60.0
     radius = np.arccos(np.clip(np.min(center @ units), -1, 1)) + margin / ARCSEC_PER_RADIAN
     if radius > np.pi / 2:
         return np.arange(reference.shape[1])
-    return np.flatnonzero(center @ reference >= np.cos(radius) * np.linalg.norm(reference, axis=0))
+    return np.flatnonzero(center @ reference >= np.cos(radius) * lengths(reference))
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.tweakreg.solid_angle import Polygons, common_solid_angle_of, fan, projected, tangent_axes
+from stages.tweakreg.tangent_plane import lengths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,7 +123,7 @@ class SkyPolygon:
     __slots__ = ("area", "center", "normals", "radius", "vectors", "vertices")
 
     def __init__(self, vectors: Array) -> None:
-        self.vectors: Array = vectors / np.linalg.norm(vectors, axis=0)
+        self.vectors: Array = vectors / lengths(vectors)
         mean = self.vectors.mean(axis=1)
         self.center: Array = mean / np.linalg.norm(mean)
         # the vertices of a convex polygon smaller than a hemisphere hold its farthest point
@@ -148,7 +149,7 @@ def _normals(vertices: Array) -> Array:
 
 
 def _angle(vectors: Array, center: Array) -> Array:
-    return np.asarray(2 * np.arcsin(np.clip(np.linalg.norm(vectors - center[:, None], axis=0) / 2, 0, 1)))
+    return np.asarray(2 * np.arcsin(np.clip(lengths(vectors - center[:, None]) / 2, 0, 1)))
 
 
 def packed(groups: Sequence[Sequence[SkyPolygon]]) -> Polygons:

@@ -16,6 +16,7 @@ from stages.tweakreg.fit import SUCCESS, Aligned, align_group
 from stages.tweakreg.hull import SkyPolygon, bounding_circle, flat_hull, packed, polygon_around
 from stages.tweakreg.matching import AlignmentError
 from stages.tweakreg.solid_angle import group_overlaps, overlaps_with
+from stages.tweakreg.tangent_plane import lengths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,7 @@ class _Group:
     def sky(self) -> Array:
         """Unit vectors (3, n) of all sources."""
         vectors = np.hstack([member.sky() for member in self.members])
-        return np.asarray(vectors / np.linalg.norm(vectors, axis=0))
+        return np.asarray(vectors / lengths(vectors))
 
 
 class _Outlines:
@@ -189,8 +190,5 @@ def _first_pair(overlaps: Array, count: int, *, in_order: bool) -> _Order:
 
 def largest_move(members: Sequence[Aligned], before: Sequence[Array]) -> float:
     """Largest distance, arcsec, of a bounding box corner from where it was ``before`` (unit vectors (3, 4) each)."""
-    moves = [
-        np.max(np.linalg.norm(member.corners() - corners, axis=0))
-        for member, corners in zip(members, before, strict=True)
-    ]
+    moves = [np.max(lengths(member.corners() - corners)) for member, corners in zip(members, before, strict=True)]
     return float(np.rad2deg(2 * np.arcsin(max(moves) / 2)) * 3600) if moves else 0.0

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARCSEC_PER_RADIAN",
     "TangentPlane",
+    "lengths",
     "plane_map",
     "plane_to_v2v3",
     "sky_degrees",
@@ -46,6 +47,12 @@ def _rotation(axis: str, degrees: float) -> Array:
     else:
         rows = [[c, s, 0], [-s, c, 0], [0, 0, 1]]
     return np.array(rows, dtype=float)
+
+
+def lengths(vectors: Array) -> Array:
+    """Of vectors (3, n); `numpy.linalg.norm` has the same sums and takes longer than they do for a few vectors."""
+    x, y, z = vectors
+    return np.asarray(np.sqrt(x * x + y * y + z * z))
 
 
 def unit_vectors(lon: Array, lat: Array) -> Array:
@@ -81,8 +88,10 @@ def plane_to_v2v3(numbers: Mapping[str, Any], xy: Array) -> tuple[Array, Array]:
 
 def _vectors_of_plane(xy: Array) -> Array:
     """Vectors, shape (3, n), not of unit length, of plane coordinates in arcsec."""
-    xy = np.asarray(xy, dtype=float) / ARCSEC_PER_RADIAN
-    return np.stack([np.ones(len(xy)), xy[:, 0], xy[:, 1]])
+    vectors = np.empty((3, len(xy)))
+    vectors[0] = 1.0
+    np.divide(np.asarray(xy, dtype=float).T, ARCSEC_PER_RADIAN, out=vectors[1:])
+    return vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +138,11 @@ class TangentPlane:
     def from_sky(self, vectors: Array) -> Array:
         """Plane coordinates (n, 2), arcsec, of sky vectors (3, n) of any length."""
         x, y, z = self.to_sky.T @ vectors
-        return self.affine(np.column_stack([y / x, z / x]) * ARCSEC_PER_RADIAN)
+        xy = np.empty((len(x), 2))
+        np.divide(y, x, out=xy[:, 0])
+        np.divide(z, x, out=xy[:, 1])
+        xy *= ARCSEC_PER_RADIAN
+        return self.affine(xy)
 
     def sky(self, xy: Array) -> Array:
         """Sky vectors (3, n) of plane coordinates."""

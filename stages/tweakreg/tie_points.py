@@ -27,7 +27,6 @@ from stream.failure import PermanentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -145,25 +144,31 @@ def tie_points_bytes(exposure: Exposure, distortion: Any) -> bytes:
     return _pack(header, columns | ({} if flux is None else {"flux": flux}))
 
 
-def read_tie_points(path: Path) -> TiePoints:
+def read_tie_points(data: bytes | memoryview, name: str = "data") -> TiePoints:
     """Read what `tie_points_bytes` wrote.
+
+    Parameters
+    ----------
+    data : bytes or memoryview
+        Positions are copied out of it.
+    name : str
+        For error messages.
 
     Raises
     ------
     PermanentError
-        Not such a file, or of a version this code does not know.
+        No tie points, or of a version this code does not know.
     """
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as file:
-            table = pa.ipc.open_file(file).read_all()
-            header = json.loads(table.schema.metadata[b"header"])
-            positions = np.column_stack([table[name].to_numpy() for name in ("plane_x", "plane_y")])
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
-        raise PermanentError(f"{path} is not a file of tie points: {error}") from error
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        header = json.loads(table.schema.metadata[b"header"])
+        positions = np.column_stack([table[name].to_numpy() for name in ("plane_x", "plane_y")])
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise PermanentError(f"{name}: no tie points: {error}") from error
     if header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise PermanentError(f"{path}: expected {FORMAT} version {VERSION}, found version {header.get('version')!r}")
+        raise PermanentError(f"{name}: expected {FORMAT} version {VERSION}, found version {header.get('version')!r}")
     scales = header["pixel_scales"]
     return TiePoints(
         numbers=header["numbers"],

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from roman_datamodels import datamodels
 
-from ops.job import Workbench
+from ops.workbench import Workbench
 from stages.l1 import inspect_l1
 from stream.failure import PermanentError
 from stream.stage import Slot

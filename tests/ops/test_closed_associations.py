@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -78,11 +79,12 @@ async def test_a_member_reads_its_own_part_of_a_solution(store: CountedStore, tm
         identity = hash_parts(name)
         messages[name] = MemberMessage(
             run=RUN, association=ID, member=name, status=MemberStatus.OK, branch="x", identity=identity,
-            manifest=f"results/{identity}/1", tie_points="points", tie_points_digest=hash_parts("points"),
+            manifest=f"results/{identity}/1", tie_points="points",
+            tie_points_digest=hashlib.sha256(b"points").hexdigest(),
         )  # fmt: skip
     results = Results(store)  # type: ignore[arg-type]
     cache = ObjectCache(store.inner, tmp_path / "cache", max_bytes=10**9, digest=file_digest)
-    solver = JointSolver(jobs=Jobs(), store=store, results=results, cache=cache)  # type: ignore[arg-type]
+    solver = JointSolver(jobs=Jobs(), store=store, results=results, cache=cache, scratch=tmp_path)  # type: ignore[arg-type]
     close = closed()
     solved = await solver.solve(close, messages)
     assert solved is not None

@@ -11,8 +11,9 @@ from ops.run_options import RunOptions
 from ops.settings import load_settings
 from ops.table import build_pipeline
 from ops.topics import definition_of
-from stages.finalize.step_output import IN_PRODUCTS, STEP_SUFFIXES
+from stages.finalize.step_output import STEP_SUFFIXES
 from stages.parameter_files import STEP_CLASSES
+from stages.product_names import IN_PRODUCTS
 from stream.failure import PermanentError
 from tests.stages.small_crds import write_parameters
 

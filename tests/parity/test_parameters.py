@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ops.job import Workbench
 from ops.settings import load_settings
 from ops.table import build_pipeline
+from ops.workbench import Workbench
 from stages.l1 import inspect_l1
 from stages.parameter_files import STEP_CLASSES
 from stream.failure import PermanentError

@@ -58,18 +58,14 @@ def service(stars, monkeypatch):
 
 
 def cone_of(tmp_path, scene, **parameters):
-    members = []
-    for one in scene:
-        path = tmp_path / f"{one.id}.ties"
-        path.write_bytes(tie_points_bytes(one.exposure(), one.distortion))
-        members.append(Member(one.id, "ok", {}, path))
+    members = [Member(one.id, "ok", {}, tie_points_bytes(one.exposure(), one.distortion)) for one in scene]
     return Tweakreg().cone(members, TweakregParameters(**parameters))
 
 
 def by_rampstream_from(source, tmp_path, scene, **parameters):
     table = tmp_path / "answer.parquet"
     write_star_table(table, stars_in(source, cone_of(tmp_path, scene, **parameters), timeout=30.0))
-    return by_rampstream(tmp_path, scene, table, **parameters)
+    return by_rampstream(scene, table, **parameters)
 
 
 def in_order(ra, dec, mag):

@@ -67,12 +67,8 @@ def by_romancal(scene, table, **parameters):
     return images
 
 
-def by_rampstream(tmp_path, scene, table, **parameters):
-    members = []
-    for one in scene:
-        path = tmp_path / one.id
-        path.write_bytes(tie_points_bytes(one.exposure(), one.distortion))
-        members.append(Member(one.id, "ok", {}, path))
+def by_rampstream(scene, table, **parameters):
+    members = [Member(one.id, "ok", {}, tie_points_bytes(one.exposure(), one.distortion)) for one in scene]
     settings = TweakregParameters(**({"abs_refcat": str(table)} | parameters))
     document = json.loads(json.dumps(Tweakreg().solve(members, read_star_table(table), settings, Slot())))
     outcome = []
@@ -115,7 +111,7 @@ def compare(tmp_path, scene, sky, *, weight=None, **parameters):
     columns = {"ra": sky[0], "dec": sky[1]} | ({} if weight is None else {"weight": weight})
     Table(columns).write(table, overwrite=True)
     images = by_romancal(scene, table, **parameters)
-    outcome = by_rampstream(tmp_path, scene, table, **parameters)
+    outcome = by_rampstream(scene, table, **parameters)
     assert_equal(scene, images, outcome)
     return images
 
