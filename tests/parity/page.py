@@ -77,7 +77,8 @@ def results(seen: Sequence[Comparison], earlier: Mapping[str, str] | None = None
     unknown = {comparison.stage for comparison in seen} - set(STAGES)
     if unknown:
         raise ValueError(f"no section for {sorted(unknown)}")
-    text = [f"Written from {len(seen)} comparisons in {len({c.case for c in seen})} tests.", ""]
+    tests = len({comparison.case for comparison in seen})
+    text = [f"Written from {len(seen)} comparisons in {tests} test{'s' * (tests != 1)}.", ""]
     missing = lacking(seen)
     kept = {stage: section for stage, section in (earlier or {}).items() if stage in missing}
     if kept:
