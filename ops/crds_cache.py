@@ -2,7 +2,8 @@
 
 ``--references crds://CONTEXT`` pins a context by name; ``crds:`` alone pins, when the run is defined, the one that
 ``CRDS_CONTEXT`` names or that the cache was last told to be in use. The definition has the context and a digest of its
-mappings; where the cache is, is each machine's own affair (the setting ``crds_path``, or ``CRDS_PATH``).
+mappings; where the cache is, is each machine's own affair (the setting ``crds_path``, or ``CRDS_PATH``). A context that
+was published in object storage is pinned by its index (`ops.run_inputs`), and needs no cache.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def is_crds(text: str) -> bool:
 
 
 def is_crds_definition(references: Any) -> bool:
-    """Whether a definition's references come from CRDS."""
-    return isinstance(references, Mapping) and "crds" in references
+    """Whether a definition's references come from a CRDS cache of each machine."""
+    return isinstance(references, Mapping) and "crds" in references and "url" not in references
 
 
 def crds_cache(settings: RunSettings) -> Path:

@@ -1,13 +1,19 @@
-"""``rampstream references sync|list|check`` of a CRDS context: options and output. The work is in `ops.crds_sync`."""
+"""``rampstream references sync|list|check|push`` of a CRDS context: options and output.
+
+The work is in `ops.crds_sync` and `ops.crds_push`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import anyio.to_thread
 
 from ops.crds_cache import crds_cache, is_crds, named_context, open_context
 from ops.crds_files import (
@@ -20,12 +26,14 @@ from ops.crds_files import (
     problem_of,
     resolve,
 )
+from ops.crds_push import push_context
 from ops.crds_sync import DEFAULT_SERVER, sync
+from ops.reference_store import Pushed
 from ops.settings import load_settings
 from stages.crds_context import CrdsContext
 from stream.failure import PermanentError
 
-__all__ = ["add_check", "add_exposure_arguments", "add_sync", "list_context"]
+__all__ = ["add_check", "add_exposure_arguments", "add_sync", "list_context", "publish_context", "unresolved"]
 
 DETECTORS = tuple(f"WFI{number:02d}" for number in range(1, 19))
 ELEMENTS = ("F062", "F087", "F106", "F129", "F146", "F158", "F184", "F213")
@@ -125,7 +133,7 @@ def sync_verb(options: argparse.Namespace) -> int:
 
     cache = _cache(options)
     done = sync(cache, named_context(options.context), _asked(options), server=options.server, tell=tell)
-    problems = _unresolved(done.resolved)
+    problems = unresolved(done.resolved)
     report = {
         "context": done.context,
         "cache": str(cache),
@@ -200,7 +208,7 @@ def check_verb(options: argparse.Namespace) -> int:
         resolved = resolve(context, asked)
     except PermanentError as error:
         problems.append(str(error))
-    problems += _unresolved(resolved)
+    problems += unresolved(resolved)
     names = sorted({found.name for found in resolved if found.name is not None})
     catalog = file_catalog(cache)
     for name in names:
@@ -232,7 +240,17 @@ def _checked(report: dict[str, Any]) -> str:
     return told + _lines(report["problems"])
 
 
-def _unresolved(resolved: list[Resolved]) -> list[str]:
+async def publish_context(
+    options: argparse.Namespace, url: str, tell: Callable[[str], Any]
+) -> tuple[Pushed, list[Resolved]]:
+    """Publish a context with what exposures need (see `ops.crds_push.push_context`)."""
+    context = await anyio.to_thread.run_sync(open_context, options.place, _cache(options))
+    exposures = await anyio.to_thread.run_sync(_asked, options)
+    return await push_context(context, exposures, url, tell=tell)
+
+
+def unresolved(resolved: list[Resolved]) -> list[str]:
+    """Errors of look-ups, each once."""
     return list(dict.fromkeys(found.error for found in resolved if found.error is not None))
 
 

@@ -1,4 +1,4 @@
-"""A set of reference files in object storage: publishes a folder there, and reads the index. Fetches no file.
+"""A set of reference files in object storage: publishes files there, and reads the index. Fetches no file.
 
 ::
 
@@ -12,7 +12,7 @@ Nothing is ever deleted or changed here but ``index.json``, so a run goes on wit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ __all__ = [
     "object_at",
     "open_set",
     "pinned_index",
+    "publish",
     "push",
     "push_table",
 ]
@@ -104,7 +105,7 @@ async def newest_index(url: str) -> ReferenceIndex:
     data = await open_set(url).get(NEWEST)
     if data is None:
         raise PermanentError(
-            f"{url}: there is no {NEWEST}: publish a folder of references with rampstream references push DIR {url}"
+            f"{url}: there is no {NEWEST}: publish references with rampstream references push DIR|crds:[CONTEXT] {url}"
         )
     return ReferenceIndex.decode(data, where=f"{url}/{NEWEST}")
 
@@ -151,15 +152,44 @@ async def push(directory: Path, url: str, *, tell: Callable[[str], Any] = lambda
     PermanentError
         There is no reference file, or one cannot be read or changes meanwhile.
     """
-    store = open_set(url)
     source = DirectoryReferences(directory)
     found = await anyio.to_thread.run_sync(lambda: list(describe(directory, source)))
     if not found:
         raise PermanentError(f"{directory}: no reference file in this folder (.asdf with meta.reftype, or dust maps)")
+    return await publish(open_set(url), ReferenceIndex(tuple(file for _, file in found)), found, source, tell=tell)
+
+
+async def publish(
+    store: ObjectStore,
+    index: ReferenceIndex,
+    found: Sequence[tuple[Path, IndexedFile]],
+    source: DirectoryReferences,
+    *,
+    tell: Callable[[str], Any] = lambda _: None,
+) -> Pushed:
+    """Publish an index as the newest one, after those of its files that are not there.
+
+    Parameters
+    ----------
+    store : ObjectStore
+        Of the set.
+    index : ReferenceIndex
+        Names the files.
+    found : sequence
+        Where each file is.
+    source : DirectoryReferences
+        Digested them: it tells if one changes while it is sent.
+    tell : callable
+        Told about each file that was sent.
+
+    Raises
+    ------
+    PermanentError
+        A file changes meanwhile.
+    """
     present = {info.key: info.size async for info in store.list("files/")}
     missing = {file.key: (path, file) for path, file in found if present.get(file.key) != file.size}
     await _upload(store, source, list(missing.values()), tell)
-    index = ReferenceIndex(tuple(file for _, file in found))
     data = index.encode()
     await store.put(_index_key(index.digest), data)
     await store.put(NEWEST, data)

@@ -1,6 +1,6 @@
 """``rampstream references push|list``: publishes reference files for workers on other machines, and shows them.
 
-What concerns CRDS, ``sync``, ``check`` and the list of a context, is in `ops.crds_verbs`.
+What concerns CRDS, ``sync``, ``check``, and the list and the push of a context, is in `ops.crds_verbs`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 
 from ops.crds_cache import is_crds
-from ops.crds_verbs import add_check, add_exposure_arguments, add_sync, list_context
+from ops.crds_verbs import add_check, add_exposure_arguments, add_sync, list_context, publish_context, unresolved
 from ops.reference_store import is_url, newest_index, push, push_table
 from stages.reference_index import IndexedFile, ReferenceIndex, describe
 from stages.reference_selection import DirectoryReferences
@@ -30,9 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="sync|check|push|list")
     add_sync(actions)
     add_check(actions)
-    pushing = actions.add_parser("push", help="publish a folder of reference files in object storage")
-    pushing.add_argument("directory", type=Path, metavar="DIR", help="folder with reference files")
+    pushing = actions.add_parser(
+        "push",
+        help="publish reference files in object storage",
+        description=(
+            "Publishes a folder of reference files, or a context of the local CRDS cache with the references that the "
+            "INPUTs, or all combinations of the options, need. Exit status 0: all is there; 1: a type that an exposure "
+            "needs has no file in the context."
+        ),
+    )
+    pushing.add_argument("place", metavar="DIR|crds:[CONTEXT]", help="folder with reference files, or a context")
     pushing.add_argument("url", metavar="URL", help="s3://BUCKET/PREFIX, gs://… or az://…")
+    add_exposure_arguments(pushing)
     pushing.add_argument("--gaia", type=Path, metavar="TABLE", help="publish this table of reference stars too")
     pushing.add_argument("--json", action="store_true", help="print one JSON document")
     pushing.set_defaults(handle=push_verb)
@@ -47,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def push_verb(options: argparse.Namespace) -> int:
-    """Publish; 0 when the set is complete at the URL."""
+    """Publish; 0 when the set is complete at the URL, 1 when exposures need what a context does not have."""
+    _check_exposures(options)
     return anyio.run(_push, options)
 
 
@@ -57,7 +67,12 @@ async def _push(options: argparse.Namespace) -> int:
 
     url = options.url.rstrip("/")
     stars = None if options.gaia is None else await push_table(options.gaia, url)
-    pushed = await push(options.directory, url, tell=tell)
+    problems: list[str] = []
+    if is_crds(options.place):
+        pushed, resolved = await publish_context(options, url, tell)
+        problems = unresolved(resolved)
+    else:
+        pushed = await push(Path(options.place), url, tell=tell)
     files, sent = pushed.index.files, pushed.uploaded
     report: dict[str, Any] = {
         "url": url,
@@ -66,23 +81,36 @@ async def _push(options: argparse.Namespace) -> int:
         "uploaded": len(sent),
         "uploaded_bytes": sum(file.size for file in sent),
         "gaia": stars,
+        "context": None if pushed.index.context is None else pushed.index.context.name,
+        "problems": problems,
     }
     if options.json:
         sys.stdout.write(json.dumps(report) + "\n")
     else:
         sys.stdout.write(
             f"{len(files)} reference files at {url}, {len(sent)} sent ({report['uploaded_bytes'] / 1e9:.2f} GB); "
-            f"index {pushed.index.digest[:16]}…\n" + (f"star table at {stars}\n" if stars else "")
+            f"index {pushed.index.digest[:16]}…{_by_context(pushed.index)}\n"
+            + (f"star table at {stars}\n" if stars else "")
+            + "".join(f"  {problem}\n" for problem in problems)
         )
-    return 0
+    return 1 if problems else 0
+
+
+def _by_context(index: ReferenceIndex) -> str:
+    return "" if index.context is None else f", chosen by the CRDS context {index.context.name}"
+
+
+def _check_exposures(options: argparse.Namespace) -> None:
+    named = options.inputs or options.detectors or options.elements or options.types or options.date
+    if named and not is_crds(options.place):
+        raise PermanentError(f"{options.place}: INPUT and the options for exposures belong to crds:[CONTEXT]")
 
 
 def list_verb(options: argparse.Namespace) -> int:
     """Show."""
     if is_crds(options.place):
         return list_context(options)
-    if options.inputs or options.detectors or options.elements or options.types or options.date:
-        raise PermanentError(f"{options.place}: INPUT and the options for exposures belong to crds:[CONTEXT]")
+    _check_exposures(options)
     if is_url(options.place):
         place = options.place.rstrip("/")
         index = anyio.run(newest_index, place)
@@ -92,9 +120,12 @@ def list_verb(options: argparse.Namespace) -> int:
         index = ReferenceIndex(tuple(file for _, file in describe(directory, DirectoryReferences(directory))))
     if options.json:
         rows = [_described(place, file) for file in index.files]
-        sys.stdout.write(json.dumps({"place": place, "index": index.digest, "files": rows}) + "\n")
+        context = None if index.context is None else index.context.name
+        report = {"place": place, "index": index.digest, "context": context, "files": rows}
+        sys.stdout.write(json.dumps(report) + "\n")
     else:
-        sys.stdout.write(_table(index) + f"{len(index.files)} files in {place}, index {index.digest}\n")
+        told = f"{len(index.files)} files in {place}, index {index.digest}{_by_context(index)}\n"
+        sys.stdout.write(_table(index) + told)
     return 0
 
 

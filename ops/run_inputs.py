@@ -2,7 +2,8 @@
 
 A folder and a table on disk are named by path, and every machine has them there. Those in object storage are named by
 URL and digest, and fetched into a bounded cache when a job needs them. Recipes need digests alone, so planning fetches
-nothing but the index. Those from CRDS are named by the context, and lie in a local CRDS cache that was filled before.
+nothing but the index. Those from CRDS are named by the context, and lie in a local CRDS cache that was filled before;
+or the index has the rules of the context, and they are fetched at the start (`ops.crds_push`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from ops.crds_cache import check_pinned_context, crds_cache, defined_context, is_crds, is_crds_definition
+from ops.crds_push import lay_out_rules
 from ops.gaia_option import is_queried
 from ops.reference_store import is_url, newest_index, object_at, open_set, pinned_index
 from ops.settings import RunSettings
@@ -46,11 +48,20 @@ async def defined_references(text: str, settings: RunSettings) -> Any:
         return await anyio.to_thread.run_sync(defined_context, text, settings)
     if is_url(text):
         url = text.rstrip("/")
-        return {"url": url, "index": (await newest_index(url)).digest}
+        index = await newest_index(url)
+        return {"url": url, "index": index.digest, **_context_in(index, settings)}
     path = anyio.Path(text)
     if not await path.is_dir():
         raise PermanentError(f"--references {text}: there is no such folder")
     return str(await path.resolve())
+
+
+def _context_in(index: ReferenceIndex, settings: RunSettings) -> dict[str, Any]:
+    """What a definition says of the CRDS context in an index, if there is one."""
+    context = index.context
+    if context is None:
+        return {}
+    return {"crds": context.name, "mappings": context.mappings, "parameters": settings.parameter_references}
 
 
 def _is_published(references: Any) -> bool:
@@ -120,6 +131,7 @@ class RunInputs:
         observe: Observer = lambda _: None,
     ) -> None:
         self._crds = crds
+        self._rules: Path | None = None
         self._folder = folder
         self._max_bytes = max_bytes
         self._files: dict[str, _Wanted] = {}
@@ -166,6 +178,8 @@ class RunInputs:
             references = {**references, "path": str(self._crds)}
         elif _is_published(references):
             references = {**references, "path": str(self._index_path)}
+            if self._rules is not None:
+                references["rules"] = str(self._rules)
         return {
             "references": references,
             "gaia": self._gaia,
@@ -221,9 +235,13 @@ class RunInputs:
             data = await pinned_index(url, digest)
             index = ReferenceIndex.decode(data, where=f"{url}, index {digest[:16]}…")
             await anyio.to_thread.run_sync(self._keep_index, data)
-            self._stores.references = MeasuredStore(open_set(url), self._observe)
+            store = open_set(url)
+            if index.context is not None:
+                self._rules = await lay_out_rules(store, index, self._folder)
+                await anyio.to_thread.run_sync(check_pinned_context, self._references, self._rules)
+            self._stores.references = MeasuredStore(store, self._observe)
             self._files = {
-                (name := f"{url}/{file.key}"): _Wanted(name, file.key, file.sha256, file.size) for file in index.files
+                name: _Wanted(name, file.key, file.sha256, file.size) for name, file in index.named(url).items()
             }
         if _is_stored(self._gaia):
             url, digest = self._gaia["url"], self._gaia["digest"]

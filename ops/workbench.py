@@ -10,15 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stages.crds_context import CrdsContext, client_version
+from ops.job_references import reference_source
+from stages.crds_context import client_version
 from stages.crds_references import CrdsReferences
-from stages.indexed_references import IndexedReferences
+from stages.indexed_references import IndexedContextReferences, IndexedReferences
 from stages.parameter_references import ParameterReferences
 from stages.payload import ExposurePayload
 from stages.pipeline import FINALIZE, make_stage
-from stages.reference_index import ReferenceIndex
-from stages.reference_selection import DirectoryReferences
-from stream.failure import PermanentError, RetriableError
+from stream.failure import PermanentError
 from stream.identity import hash_parts
 from stream.results import file_digest
 from stream.segment import stage_recipe
@@ -28,6 +27,9 @@ __all__ = ["Workbench", "library_versions", "schema_generation"]
 
 SCHEMA_PACKAGES = ("roman_datamodels", "rad")
 
+_BY_CONTEXT = (CrdsReferences, IndexedContextReferences)
+"""Sources that choose by the rules of a CRDS context."""
+
 
 class Workbench:
     """Stages, parameters and references of one run, made once in a process.
@@ -35,10 +37,9 @@ class Workbench:
     Parameters
     ----------
     environment : mapping
-        ``entries`` (stage to ``module:Class``), ``parameters`` (stage to values), ``references`` (a folder; or ``url``,
-        ``index`` and local ``path`` of an index; or ``crds``, the context, the ``path`` of its cache, and whether
-        ``parameters`` come from it too), ``pins`` (type to file), ``cache`` (folder) with ``cache_bytes``, and ``gaia``
-        (see `ops.star_sources`).
+        ``entries`` (stage to ``module:Class``), ``parameters`` (stage to values), ``references``, ``pins``, ``cache``
+        and ``cache_bytes`` (see `ops.job_references`; with a context, ``references`` also tell whether ``parameters``
+        come from it), and ``gaia`` (see `ops.star_sources`).
     """
 
     def __init__(self, environment: Mapping[str, Any], slot: Slot) -> None:
@@ -46,9 +47,9 @@ class Workbench:
         self._stages: dict[str, Any] = {}
         self._parameters: dict[str, StageParameters] = {}
         self.payload = ExposurePayload(threads=slot.threads)
-        self.references = _references(environment)
+        self.references = reference_source(environment)
         self._parameter_references: ParameterReferences | None = None
-        if isinstance(self.references, CrdsReferences) and environment["references"]["parameters"]:
+        if isinstance(self.references, _BY_CONTEXT) and environment["references"]["parameters"]:
             self._parameter_references = ParameterReferences(self.references.context)
 
     @classmethod
@@ -78,7 +79,7 @@ class Workbench:
     @property
     def crds(self) -> dict[str, str] | None:
         """What products say about CRDS: version of the client, and context; None where references come elsewhere."""
-        if not isinstance(self.references, CrdsReferences):
+        if not isinstance(self.references, _BY_CONTEXT):
             return None
         return {"version": client_version(), "context": self.references.context.name}
 
@@ -145,19 +146,6 @@ class Workbench:
                 if selected is not None:
                     found[selected] = self.references.digest(selected)
         return found
-
-
-def _references(environment: Mapping[str, Any]) -> CrdsReferences | DirectoryReferences | IndexedReferences:
-    named, cache, bound = environment["references"], Path(environment["cache"]), environment.get("cache_bytes")
-    if isinstance(named, str):
-        return DirectoryReferences(Path(named), pinned=environment["pins"], cache=cache, cache_bytes=bound)
-    if "crds" in named:
-        context = CrdsContext(Path(named["path"]), named["crds"])
-        return CrdsReferences(context, pinned=environment["pins"], cache=cache, cache_bytes=bound)
-    index = ReferenceIndex.decode(Path(named["path"]).read_bytes(), where=named["path"])
-    if index.digest != named["index"]:
-        raise RetriableError(f"{named['path']}: the copy of the references' index is damaged; start the worker again")
-    return IndexedReferences(index, named["url"], pinned=environment["pins"], cache=cache, cache_bytes=bound)
 
 
 def _wrong_parameter(stage: str, model: type[BaseModel], item: Any) -> str:

@@ -120,6 +120,8 @@ class CrdsContext:
         The cache, as ``CRDS_PATH`` names it.
     name : str
         Of the pipeline mapping, for example ``roman_0123.pmap``.
+    remedy : str, optional
+        What to do about a file that the rules name and that is not there.
 
     Raises
     ------
@@ -127,9 +129,10 @@ class CrdsContext:
         The client is not installed, the context is not in the cache, or its mapping is damaged.
     """
 
-    def __init__(self, cache: Path, name: str) -> None:
+    def __init__(self, cache: Path, name: str, *, remedy: str = "") -> None:
         self.cache = cache
         self.name = name
+        self.remedy = remedy or f"fetch it with rampstream references sync crds://{name} INPUT…"
         self._rmap = client()
         self._context = self._loaded(name)
         self._bad: frozenset[str] | None = None

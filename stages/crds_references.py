@@ -16,9 +16,46 @@ from stream.failure import PermanentError
 if TYPE_CHECKING:
     from stream.stage import Facts
 
-__all__ = ["CrdsReferences"]
+__all__ = ["CrdsReferences", "selected_by"]
 
 log = logging.getLogger(__name__)
+
+
+def selected_by(context: CrdsContext, reference_type: str, facts: Facts, *, optional: frozenset[str]) -> str | None:
+    """``crds://FILE`` of the reference that a context has for an exposure, or None for N/A.
+
+    Parameters
+    ----------
+    context : CrdsContext
+        The rules.
+    reference_type : str
+        A type as CRDS names it, or a key of `stages.crds_context.DUST_FIELDS`.
+    facts : dict
+        Of the exposure.
+    optional : frozenset of str
+        Types for which N/A is an answer.
+
+    Raises
+    ------
+    PermanentError
+        The context has no answer, or N/A for a type that no exposure can do without.
+    """
+    try:
+        found = context.best(reference_type, facts)
+    except PermanentError as error:
+        if reference_type not in DUST_FIELDS:
+            raise
+        log.info("no dust map: %s", error)  # as the mission has it, nothing about the maps costs the catalog
+        return None
+    if found is None:
+        if reference_type in optional:
+            return None
+        raise PermanentError(
+            f"reference type {reference_type} is N/A in the CRDS context {context.name} for detector "
+            f"{facts['detector']}, optical element {facts['optical_element']}, exposure type "
+            f"{facts['exposure_type']}, but the pipeline cannot do without it"
+        )
+    return SCHEME + found
 
 
 class CrdsReferences:
@@ -69,22 +106,7 @@ class CrdsReferences:
         """
         if reference_type in self._pinned_types:
             return self._files.select(reference_type, facts)
-        try:
-            found = self.context.best(reference_type, facts)
-        except PermanentError as error:
-            if reference_type not in DUST_FIELDS:
-                raise
-            log.info("no dust map: %s", error)  # as the mission has it, nothing about the maps costs the catalog
-            return None
-        if found is None:
-            if reference_type in self._optional:
-                return None
-            raise PermanentError(
-                f"reference type {reference_type} is N/A in the CRDS context {self.context.name} for detector "
-                f"{facts['detector']}, optical element {facts['optical_element']}, exposure type "
-                f"{facts['exposure_type']}, but the pipeline cannot do without it"
-            )
-        return SCHEME + found
+        return selected_by(self.context, reference_type, facts, optional=self._optional)
 
     def digest(self, name: str) -> str:
         """SHA-256 of a file's content; computed once for each state of the file, and kept.
@@ -117,7 +139,6 @@ class CrdsReferences:
         path = reference_path(self.context.cache, name.removeprefix(SCHEME))
         if not path.is_file():
             raise PermanentError(
-                f"{name.removeprefix(SCHEME)} is not in the CRDS cache {self.context.cache}; fetch it with "
-                f"rampstream references sync crds://{self.context.name} INPUT…"
+                f"{name.removeprefix(SCHEME)} is not in the CRDS cache {self.context.cache}; {self.context.remedy}"
             )
         return path

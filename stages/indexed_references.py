@@ -1,11 +1,13 @@
-"""References chosen from an index, and read from local files that were fetched for the job. Fetches nothing itself."""
+"""References chosen from an index, or by the CRDS context in it; read from files fetched for a job. Fetches nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from stages.crds_context import SCHEME, CrdsContext
+from stages.crds_references import selected_by
 from stages.reference_index import IndexedFile, ReferenceIndex
 from stages.reference_rules import OPTIONAL_TYPES, choose
 from stages.reference_selection import DirectoryReferences
@@ -15,7 +17,7 @@ from stream.failure import PermanentError
 if TYPE_CHECKING:
     from stream.stage import Facts
 
-__all__ = ["IndexedReferences"]
+__all__ = ["IndexedContextReferences", "IndexedReferences"]
 
 
 class IndexedReferences:
@@ -54,7 +56,7 @@ class IndexedReferences:
         self._arrays = None if cache is None else cache / "arrays"
         self._arrays_bytes = cache_bytes
         self._optional = optional
-        self._files = {f"{url}/{file.key}": file for file in index.files}
+        self._files = index.named(url)
         self._by_type: dict[str, list[tuple[str, IndexedFile]]] = {}
         for file in index.files:  # by file, not by URL: two equal files under two names are two candidates
             self._by_type.setdefault(str(file.header.reference_type), []).append((f"{url}/{file.key}", file))
@@ -126,3 +128,39 @@ class IndexedReferences:
     def release(self, opened: Iterable[Reference]) -> None:
         """Give back the memory of mapped arrays."""
         self._pinned.release(opened)
+
+
+class IndexedContextReferences(IndexedReferences):
+    """References of an index by the rules of the CRDS context in it.
+
+    The name of a reference is ``crds://FILE``, as of one in a CRDS cache.
+
+    Parameters
+    ----------
+    context : CrdsContext
+        The rules, as they were fetched.
+    index, url, **options
+        As for `IndexedReferences`.
+    """
+
+    def __init__(self, index: ReferenceIndex, url: str, context: CrdsContext, **options: Any) -> None:
+        super().__init__(index, url, **options)
+        self.context = context
+
+    def select(self, reference_type: str, facts: Facts) -> str | None:
+        """``crds://FILE`` of the reference for an exposure (of a pinned one, the path), or None for N/A.
+
+        Raises
+        ------
+        PermanentError
+            The context has no answer, or N/A for a type that no exposure can do without; or the file was not published.
+        """
+        if reference_type in self._pinned_types:
+            return self._pinned.select(reference_type, facts)
+        found = selected_by(self.context, reference_type, facts, optional=self._optional)
+        if found is not None and found not in self._files:
+            raise PermanentError(
+                f"{found.removeprefix(SCHEME)} is not {self._where}, where this context was published for other "
+                f"exposures; {self.context.remedy}"
+            )
+        return found

@@ -63,7 +63,7 @@ class ParameterReferences:
             if not path.is_file():
                 raise PermanentError(
                     f"{name}, which has parameters of type {kind}, is not in the CRDS cache {self._context.cache}; "
-                    f"fetch it with rampstream references sync crds://{self._context.name} INPUT…"
+                    f"{self._context.remedy}"
                 )
             read = read_parameter_file(path)
             if read.overrides:

@@ -1,16 +1,27 @@
-"""A run from a pinned CRDS context: the products of a folder's run, labelled as the mission labels them."""
+"""A run from a pinned CRDS context: the products of a folder's run, labelled as the mission labels them.
+
+Also by workers on Kafka and S3, where the context was published and no worker has a CRDS cache.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ops import cli
 from stages.asdf_container import open_container, plain
 from stages.crds_context import client_version
 from tests.conftest import Simulated, run_in_process
+from tests.e2e.test_presets_distributed import digests
 from tests.oracle.crds_cache import CONTEXT, make_cache
+from tests.servers import kafka_cluster, s3_server
 from tests.stages.small_crds import write_parameters
 
 REFERENCES = ("--references", f"crds://{CONTEXT}")
@@ -21,6 +32,27 @@ def cache(simulated: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder: Path = tmp_path_factory.mktemp("crds") / "cache"
     make_cache(simulated.references, folder)
     return folder
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a run from the context on one machine made, and whether the cache is as it was."""
+
+    out: Path
+    report: dict[str, Any]
+    cache_untouched: bool
+    recorded: dict[str, Any]
+    products: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def alone(simulated: Simulated, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    out = tmp_path_factory.mktemp("alone") / "out"
+    before = state(cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRDS_PATH", str(cache))
+        report = run_in_process(simulated, simulated.exposures, out, *REFERENCES, "--keep")
+    return Alone(out, report, state(cache) == before, meta_of(out, "cal")["ref_file"], digests(out))
 
 
 @pytest.fixture(autouse=True)
@@ -42,28 +74,62 @@ def meta_of(out: Path, suffix: str) -> dict[str, Any]:
 
 
 def test_a_run_from_a_context_shares_results_with_one_from_a_folder(
-    simulated: Simulated, cache: Path, tmp_path: Path
+    simulated: Simulated, cache: Path, alone: Alone
 ) -> None:
-    before = state(cache)
-    report = run_in_process(simulated, simulated.exposures, tmp_path / "out", *REFERENCES, "--keep")
-    assert report["exit"] == 0, report
-    assert state(cache) == before
-    recorded = meta_of(tmp_path / "out", "cal")["ref_file"]
+    assert alone.report["exit"] == 0, alone.report
+    assert alone.cache_untouched
+    recorded = dict(alone.recorded)
     assert recorded.pop("crds") == {"version": client_version(), "context": CONTEXT}
     used = {kind: name for kind, name in recorded.items() if name != "N/A"}
     assert {"flat", "gain", "readnoise", "dark", "distortion", "epsf", "apcorr", "mask"} <= used.keys()
     assert all(name.startswith("crds://roman_wfi_") for name in used.values())
     assert all((cache / "references/roman/wfi" / name.removeprefix("crds://")).is_file() for name in used.values())
 
-    again = run_in_process(simulated, simulated.exposures, tmp_path / "out")
+    again = run_in_process(simulated, simulated.exposures, alone.out)
     (row,) = again["exposures"]
-    assert again["run"] != report["run"]
+    assert again["run"] != alone.report["run"]
     # The files are the same. Products are made anew, for they name the context; what was found keeps the names that it
     # was made with.
     assert list(row["stages"]) == ["finalize"]
-    recorded = meta_of(tmp_path / "out", "cal")["ref_file"]
+    recorded = meta_of(alone.out, "cal")["ref_file"]
     assert recorded["flat"] == used["flat"]
     assert recorded["crds"]["context"] == "simulated"
+
+
+def test_workers_without_a_cache_make_the_products_of_a_run_from_one(
+    simulated: Simulated, cache: Path, alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say(*words: str | Path) -> None:
+        assert cli.main([*map(str, words)]) == 0
+
+    url = "s3://rampstream/references"
+    for name in [name for name in os.environ if name.startswith("CRDS_")]:
+        monkeypatch.delenv(name)
+    with kafka_cluster(tmp_path / "kafka") as cluster, s3_server(tmp_path / "s3") as s3:
+        told = {
+            "BROKER": cluster.url,
+            "STORE": "s3://rampstream/store",
+            "PARTITIONS": "2",
+            "WORK": f"{tmp_path}/client",
+        }
+        for name, value in (s3.environment | {f"RAMPSTREAM_{key}": text for key, text in told.items()}).items():
+            monkeypatch.setenv(name, value)
+        say("references", "push", REFERENCES[1], url, *simulated.exposures, "--crds-path", cache)
+        say("topics", "apply", "--preset", "fused", "--references", url, "--gaia", simulated.gaia)
+        with (tmp_path / "worker.log").open("wb") as log:
+            words = [sys.executable, "-m", "ops.cli", "worker", "--work", str(tmp_path / "worker")]
+            worker = subprocess.Popen(words, stdout=log, stderr=log)
+            try:
+                say("ingest", *simulated.exposures)
+                say("status", "--wait", "300")
+            finally:
+                worker.send_signal(signal.SIGTERM)
+                status = worker.wait(60)
+        assert status == 0, (tmp_path / "worker.log").read_text()
+        say("products", "--out", tmp_path / "products")
+    assert len(alone.products) == 4
+    assert digests(tmp_path / "products") == alone.products
+    assert meta_of(tmp_path / "products", "cal")["ref_file"] == alone.recorded
 
 
 def test_a_missing_file_fails_the_exposures_that_need_it_by_name(

@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 
 from tests.parity.accepted import ACCEPTED
 
-ACCEPTED_META = {key for accepted in ACCEPTED.values() for key in accepted.meta} | {"filename"}
-"""Metadata that tell who wrote the file, when and from where; the name is that of the input."""
+INPUT_NAME = ACCEPTED["input-name"].meta
+"""Accepted where an exposure was given to the two under different names; else compared."""
+
+ACCEPTED_META = {key for accepted in ACCEPTED.values() for key in accepted.meta} - {*INPUT_NAME}
+"""Metadata that tell who wrote the file, when and from where."""
 
 
 @dataclass
@@ -30,7 +33,35 @@ class Differences:
     sources: tuple[int, int] = (0, 0)
 
 
-def compare_images(ours: Path, theirs: Path, found: Differences) -> None:
+@dataclass(frozen=True)
+class Renamed:
+    """Our name of an exposure, where it was given under another one than the oracle's."""
+
+    own: str
+    exposure: str
+
+    def meta(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+        """Metadata as they are under the oracle's name; without the input's own name where that is another."""
+        if self.own == self.exposure:
+            return dict(meta)
+        told = {**meta, "filename": meta["filename"].replace(self.own, self.exposure)}
+        for key in INPUT_NAME:
+            group, _, name = key.partition(".")
+            if group in told:
+                told[group] = {inner: value for inner, value in told[group].items() if inner != name}
+        return told
+
+    def parquet(self, metadata: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """The same of a catalog's."""
+        if self.own == self.exposure:
+            return dict(metadata)
+        accepted = {f"roman.meta.{key}".encode() for key in INPUT_NAME}
+        told = {key: value for key, value in metadata.items() if key not in accepted}
+        name = b"roman.meta.filename"
+        return told | {name: metadata[name].replace(self.own.encode(), self.exposure.encode())}
+
+
+def compare_images(ours: Path, theirs: Path, named: Renamed, found: Differences) -> None:
     """Arrays and metadata of two ``_cal`` files."""
     with asdf.open(ours, memmap=False) as a, asdf.open(theirs, memmap=False) as b:
         mine, oracle = dict(a["roman"]), dict(b["roman"])
@@ -53,7 +84,7 @@ def compare_images(ours: Path, theirs: Path, found: Differences) -> None:
         with np.errstate(invalid="ignore"):
             found.outside["data"] = float(np.mean((difference > 1e-3 * err)[good]))
         found.outside["dq"] = float(np.mean(np.asarray(mine["dq"]) != np.asarray(oracle["dq"])))
-        compare_meta("meta", mine["meta"], oracle["meta"], found.meta)
+        compare_meta("meta", named.meta(mine["meta"]), named.meta(oracle["meta"]), found.meta)
         found.wcs_mas = wcs_difference(mine["meta"]["wcs"], oracle["meta"]["wcs"], np.asarray(oracle["data"]).shape)
 
 
@@ -89,7 +120,7 @@ def wcs_difference(ours: Any, theirs: Any, shape: tuple[int, ...]) -> float:
     return float(np.max(np.hypot((ra - ra2) * np.cos(np.radians(dec)), dec - dec2)) * 3.6e6)
 
 
-def compare_catalogs(ours: Path, theirs: Path, found: Differences) -> None:
+def compare_catalogs(ours: Path, theirs: Path, named: Renamed, found: Differences) -> None:
     """Columns, types, units and values of two ``_cat`` files; sources are matched by their row."""
     a, b = pq.read_table(ours), pq.read_table(theirs)
     found.sources = (a.num_rows, b.num_rows)
@@ -97,11 +128,10 @@ def compare_catalogs(ours: Path, theirs: Path, found: Differences) -> None:
         for f, g in zip(a.schema, b.schema, strict=False):
             if (f.name, f.type, f.metadata) != (g.name, g.type, g.metadata):
                 found.meta.append(f"column {f.name} {f.type} {f.metadata} instead of {g.name} {g.type} {g.metadata}")
-    mine, oracle = a.schema.metadata, b.schema.metadata
+    mine, oracle = named.parquet(a.schema.metadata), named.parquet(b.schema.metadata)
     for key in sorted({*mine, *oracle}):
         if not any(
-            word in key.decode()
-            for word in ("software", "file_date", "date", "versions", "ref_file", "yaml", "filename")
+            word in key.decode() for word in ("software", "file_date", "date", "versions", "ref_file", "yaml")
         ) and mine.get(key) != oracle.get(key):
             found.meta.append(f"parquet {key.decode()}: {mine.get(key)!r} instead of {oracle.get(key)!r}")
     if a.num_rows != b.num_rows:
@@ -156,9 +186,10 @@ def compare_products(ours: Path, theirs: Path, exposure: str, *, named: str = ""
     """Compare all products of one exposure; ours may be ``named`` otherwise."""
     found = Differences()
     own = named or exposure
-    compare_images(ours / f"{own}_cal.asdf", theirs / f"{exposure}_cal.asdf", found)
+    names = Renamed(own, exposure)
+    compare_images(ours / f"{own}_cal.asdf", theirs / f"{exposure}_cal.asdf", names, found)
     if (theirs / f"{exposure}_cat.parquet").exists():
-        compare_catalogs(ours / f"{own}_cat.parquet", theirs / f"{exposure}_cat.parquet", found)
+        compare_catalogs(ours / f"{own}_cat.parquet", theirs / f"{exposure}_cat.parquet", names, found)
         with (
             asdf.open(ours / f"{own}_segm.asdf", memmap=False) as a,
             asdf.open(theirs / f"{exposure}_segm.asdf", memmap=False) as b,
@@ -168,9 +199,9 @@ def compare_products(ours: Path, theirs: Path, exposure: str, *, named: str = ""
                     x, y = np.asarray(a["roman"][key]), np.asarray(b["roman"][key])
                     found.sizes[f"segm.{key}"] = x.size
                     found.equal_fraction[f"segm.{key}"] = float(np.mean((x == y) | (np.isnan(x) & np.isnan(y))))
-            compare_meta("segm.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
+            compare_meta("segm.meta", names.meta(a["roman"]["meta"]), names.meta(b["roman"]["meta"]), found.meta)
     with asdf.open(ours / f"{own}_wcs.asdf") as a, asdf.open(theirs / f"{exposure}_wcs.asdf") as b:
-        compare_meta("wcs.meta", a["roman"]["meta"], b["roman"]["meta"], found.meta)
+        compare_meta("wcs.meta", names.meta(a["roman"]["meta"]), names.meta(b["roman"]["meta"]), found.meta)
         for key in ("wcs_l1", "wcs_l2"):
             found.wcs_mas = max(found.wcs_mas, wcs_difference(a["roman"][key], b["roman"][key], (4096, 4096)))
     return found

@@ -57,6 +57,12 @@ ACCEPTED = {
     "dates": AcceptedDifference(
         "`file_date`, the text of `cal_logs`", "when and how, not what", meta=("file_date", "cal_logs")
     ),
+    "input-name": AcceptedDifference(
+        "`meta.image.filename` of catalog and segmentation map, where an exposure is given under another name, or "
+        "further on its way, than to the reference; all other file names are compared",
+        "it is the name of the file that was given",
+        meta=("image.filename",),
+    ),
     "catalog-name": AcceptedDifference(
         "`meta.source_catalog.tweakreg_catalog_name` holds the catalog's base name",
         "the reference writes the path as it was at the time of writing, which is wrong once files move",

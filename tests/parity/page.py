@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.parity.accepted import ACCEPTED
 from tests.parity.record import EQUAL, Comparison, load
 
-__all__ = ["PAGE", "STAGES", "accepted_table", "lacking", "main", "results", "with_section"]
+__all__ = ["PAGE", "STAGES", "accepted_table", "lacking", "main", "results", "sections", "with_section"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 
@@ -24,6 +24,8 @@ STAGES = (
     "branches", "end to end",
 )  # fmt: skip
 """Sections of the results, in the order of the pipeline."""
+
+_FIRST, _LAST = "<!-- {}: generated -->\n", "<!-- {}: end -->\n"
 
 
 @dataclass(slots=True)
@@ -63,16 +65,29 @@ def lacking(seen: Iterable[Comparison]) -> list[str]:
     return [stage for stage in STAGES if stage not in found]
 
 
-def results(seen: Sequence[Comparison]) -> str:
-    """The tables of results by stage, in Markdown."""
+def sections(page: str) -> dict[str, str]:
+    """What the page says of each stage."""
+    found, ended = page.partition(_FIRST.format("results"))[2].partition(_LAST.format("results"))[:2]
+    parts = (part.partition("\n") for part in found.split("\n### ")[1:])
+    return {stage: f"### {stage}\n{rest.rstrip()}\n" for stage, _, rest in parts} if ended else {}
+
+
+def results(seen: Sequence[Comparison], earlier: Mapping[str, str] | None = None) -> str:
+    """The tables of results by stage, in Markdown; of stages not seen those of an ``earlier`` run, if there are any."""
     unknown = {comparison.stage for comparison in seen} - set(STAGES)
     if unknown:
         raise ValueError(f"no section for {sorted(unknown)}")
-    text = [f"Written from {len(seen)} comparisons in {len({c.case for c in seen})} tests.", ""]
-    if missing := lacking(seen):
-        text += [f"Not compared in this run: {', '.join(missing)}.", ""]
+    tests = len({comparison.case for comparison in seen})
+    text = [f"Written from {len(seen)} comparisons in {tests} test{'s' * (tests != 1)}.", ""]
+    missing = lacking(seen)
+    kept = {stage: section for stage, section in (earlier or {}).items() if stage in missing}
+    if kept:
+        text += [f"From an earlier run: {', '.join(stage for stage in STAGES if stage in kept)}.", ""]
+    if len(missing) > len(kept):
+        text += [f"Not compared: {', '.join(stage for stage in missing if stage not in kept)}.", ""]
     for stage in STAGES:
         if stage in missing:
+            text += [kept[stage]] if stage in kept else []
             continue
         rows: dict[tuple[str, str], Row] = {}
         for comparison in seen:
@@ -101,7 +116,7 @@ def accepted_table() -> str:
 
 def with_section(text: str, name: str, section: str) -> str:
     """The page's text with what stands between the markers of a section replaced."""
-    first, last = f"<!-- {name}: generated -->\n", f"<!-- {name}: end -->\n"
+    first, last = _FIRST.format(name), _LAST.format(name)
     before, found, rest = text.partition(first)
     _, ended, after = rest.partition(last)
     if not (found and ended):
@@ -113,14 +128,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page; 1, and nothing written, when a stage was not compared (unless that is what is wanted)."""
     parser = argparse.ArgumentParser(prog="python -m tests.parity.page", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--partial", action="store_true", help="write the page also when it lacks stages")
+    parser.add_argument(
+        "--partial", action="store_true", help="write what was compared, and leave what the page says of other stages"
+    )
     options = parser.parse_args(arguments)
     seen = load(options.folder)
     missing = lacking(seen)
     if missing and not options.partial:
         sys.stderr.write(f"{PAGE} is left as it was: nothing was compared of {', '.join(missing)}\n")
         return 1
-    text = with_section(PAGE.read_text(encoding="utf-8"), "results", results(seen))
+    text = PAGE.read_text(encoding="utf-8")
+    text = with_section(text, "results", results(seen, sections(text)))
     PAGE.write_text(with_section(text, "accepted differences", accepted_table()), encoding="utf-8")
     return 0
 

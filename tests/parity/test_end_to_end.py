@@ -1,11 +1,13 @@
 """Whole pipeline against romancal's ExposurePipeline on the same files: every array, column, WCS and status.
 
 On frames of few rows dark_decay and wfi18_transient are skipped on both sides, for the oracle's read times are those of
-4096 rows. One full frame of four resultants goes through with nothing skipped.
+4096 rows. One full frame of four resultants goes through with nothing skipped; at full length also one of the grism,
+and an association of two detectors at two dither positions.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from stages.asdf_container import open_container, plain
 from tests.conftest import Simulated, run_in_process, simulate
 from tests.oracle.compare import Differences, compare_products
 from tests.parity.accepted import ACCEPTED
-from tests.parity.record import full_length, note
+from tests.parity.record import at_full_length, full_length, note
 
 pytestmark = pytest.mark.oracle
 
@@ -26,6 +29,12 @@ SKIPPED = {"dark_decay.skip": "true", "wfi18_transient.skip": "true"}
 CATALOG_NAME = tuple(f"meta.{key}" for key in ACCEPTED["catalog-name"].meta)
 
 MORE_VARIANTS = ("prism", "lolo", "spectral_dark", "reference_read", "resultantdq")
+FEW_READS = ((1,), (3, 4), (6,), (9, 10))
+"""Four resultants of few reads: each read of a full frame costs the oracle seconds in linearity and dark_decay."""
+
+ROUNDED = 1e-6
+"""Part of the values of a full frame that may be unequal."""
+
 WCS_MAS = 0.01
 COLUMN = 1e-5
 
@@ -104,10 +113,43 @@ def test_spectral_dark_flat_and_wavefront_exposures(tmp_path: Path) -> None:
 
 
 def test_a_full_frame_with_nothing_skipped(tmp_path: Path) -> None:
-    # Few reads of many: each costs the oracle seconds in linearity and dark_decay.
-    simulated = simulate(tmp_path / "simulated", rows=4096, read_pattern=((1,), (3, 4), (6,), (9, 10)))
+    simulated = simulate(tmp_path / "simulated", rows=4096, read_pattern=FEW_READS)
     run_oracle(simulated, simulated.exposures, tmp_path / "oracle", {})
     (row,) = run_ours(simulated, simulated.exposures, tmp_path / "ours", {})["exposures"]
     found = compare_products(tmp_path / "ours", tmp_path / "oracle", row["exposure"])
     assert found.sources[0] > 500
-    check(found, unequal=1e-6)
+    check(found, unequal=ROUNDED)
+
+
+@pytest.mark.slow
+@at_full_length
+def test_a_full_frame_of_the_grism(tmp_path: Path) -> None:
+    simulated = simulate(tmp_path / "simulated", rows=4096, variants=("grism",), read_pattern=FEW_READS)
+    run_oracle(simulated, simulated.exposures, tmp_path / "oracle", {})
+    (row,) = run_ours(simulated, simulated.exposures, tmp_path / "ours", {})["exposures"]
+    assert {Path(name).name.rpartition("_")[2] for name in row["products"]} == {"cal.asdf", "wcs.asdf"}
+    check(compare_products(tmp_path / "ours", tmp_path / "oracle", row["exposure"]), unequal=ROUNDED)
+
+
+@pytest.mark.slow
+@at_full_length
+def test_an_association_of_full_frames_with_wrong_pointings(tmp_path: Path) -> None:
+    wanted = {"detectors": ("WFI01", "WFI02"), "dithers": 2, "pointing_error_mas": 300.0}
+    simulated = simulate(tmp_path / "simulated", rows=4096, read_pattern=FEW_READS, **wanted)
+    joint = max(simulated.associations, key=lambda path: path.stat().st_size)
+    run_oracle(simulated, [joint], tmp_path / "oracle", {})
+    report = run_ours(simulated, [joint], tmp_path / "ours", {})
+    assert len(report["exposures"]) == 4
+    for row in report["exposures"]:
+        assert row["tweakreg"] == "COMPLETE"
+        folder = Path(row["products"][0]).parent
+        assert shift_mas(folder / f"{row['exposure']}_cal.asdf") > 1000 * WCS_MAS, "the pointing was wrong"
+        found = compare_products(folder, tmp_path / "oracle", row["exposure"])
+        assert found.sources[0] > 500
+        check(found, unequal=ROUNDED)
+
+
+def shift_mas(image: Path) -> float:
+    """How far the alignment moved an image."""
+    fit = plain(open_container(image).node("roman", "meta")["wcs_fit_results"])
+    return math.hypot(*fit["shift"]) * 1e3

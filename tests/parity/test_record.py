@@ -9,7 +9,7 @@ import pytest
 
 from tests.parity import page, record
 from tests.parity.accepted import ACCEPTED
-from tests.parity.page import PAGE, STAGES, accepted_table, lacking, results, with_section
+from tests.parity.page import PAGE, STAGES, accepted_table, lacking, results, sections, with_section
 from tests.parity.record import EQUAL, F2, F4, Bar, compare, compare_same
 
 ONES = np.ones(20000, np.float32)
@@ -93,6 +93,7 @@ def test_the_page_says_what_was_seen_by_stage(seen: list[record.Comparison], mon
         compare("dq_init", "`data`", ONES, ONES, bar=EQUAL)
     text = results(seen)
     assert "4 comparisons in 2 tests" in text
+    assert "\nNot compared: saturation, refpix" in text
     assert "| `data` | equal | 2 | 40000 | 0 | all | 0 |" in text
     assert "| `data` | 2 ulp or 1e-6 of the median | 2 | 40000 | 1 ulp, 1.2e-07 relative | 99.9950 % | 0 |" in text
     assert text.index("### dq_init") < text.index("### ramp_fit")
@@ -116,7 +117,11 @@ def test_the_page_is_written_from_what_several_processes_saw(
     assert page.main([str(tmp_path / "records")]) == 1
     assert copy.read_text(encoding="utf-8") == before
     assert page.main([str(tmp_path / "records"), "--partial"]) == 0
-    assert f"Not compared in this run: {', '.join(STAGES[5:])}.\n" in copy.read_text(encoding="utf-8")
+    partial, earlier = copy.read_text(encoding="utf-8"), sections(before)
+    kept = [stage for stage in STAGES[5:] if stage in earlier]
+    assert f"\nFrom an earlier run: {', '.join(kept)}.\n" in partial
+    assert {stage: sections(partial)[stage] for stage in kept} == {stage: earlier[stage] for stage in kept}
+    assert all("| `x` |" in sections(partial)[stage] for stage in STAGES[:5])
     record.save(tmp_path / "records" / "2.json", seen[5:])
     assert page.main([str(tmp_path / "records")]) == 0
     text = copy.read_text(encoding="utf-8")
