@@ -47,6 +47,8 @@ class JointSolver:
         Fetches tie points.
     stars : StarAnswers, optional
         Asks for reference stars, where they are no table.
+    precedence : int
+        Of the jobs (see `stream.jobs.Job`).
     observe : callable
         Told when a stored solution is used again.
     """
@@ -59,6 +61,7 @@ class JointSolver:
         results: Results,
         cache: ObjectCache,
         stars: StarAnswers | None = None,
+        precedence: int = 0,
         observe: Observer = lambda _: None,
     ) -> None:
         self._jobs = jobs
@@ -67,6 +70,7 @@ class JointSolver:
         self._results = results
         self._cache = cache
         self._stars = stars
+        self._precedence = precedence
 
     async def solve(self, close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
         """Solve one close of an association; an equal solution that is stored is used again."""
@@ -108,7 +112,9 @@ class JointSolver:
         if self._stars is None:
             raise PermanentError(f"{close.association}: there is nobody here to ask for reference stars")
         async with self._described_members(close, messages) as (arguments, _):
-            asked = await self._jobs.run_patiently("search_cone", arguments, label=close.association)
+            asked = await self._jobs.run_patiently(
+                "search_cone", arguments, label=close.association, precedence=self._precedence
+            )
         if asked["cone"] is None:
             return None
         return await self._stars.answer(
@@ -137,7 +143,9 @@ class JointSolver:
         async with self._described_members(close, messages, *more) as (arguments, paths):
             if stars is not None:
                 arguments["stars"] = str(paths[stars.name])
-            document = await self._jobs.run_patiently("solve", arguments, label=close.association, stars=True)
+            document = await self._jobs.run_patiently(
+                "solve", arguments, label=close.association, stars=True, precedence=self._precedence
+            )
         objects = await self._put(document, close, f"{close.revision}-{identity[:12]}")
         return await self._results.publish(
             Manifest(

@@ -196,7 +196,7 @@ class PipelineWork:
                 )
                 made = await self._jobs.run(
                     "execute", {"plan": plan.model_dump(mode="json")}, label=message.exposure,
-                    bigger_slot=bigger_slot, references=_needed(known, stages),
+                    bigger_slot=bigger_slot, references=_needed(known, stages), precedence=self._place(message),
                 )  # fmt: skip
             self._check_unchanged(start)
             await self._check_references(message, recipes)
@@ -211,6 +211,9 @@ class PipelineWork:
         for kept in published:
             await self._records.point(kept)
         return published[-1]
+
+    def _place(self, message: Message) -> int:
+        return self._router.segments.topology.index(message.stage)
 
     def _staging(self, attempt: str) -> Path:
         return self._store.staging(attempt) or self._scratch / attempt
@@ -363,6 +366,7 @@ class PipelineWork:
                     label=message.exposure,
                     bigger_slot=bigger_slot,
                     references=references,
+                    precedence=self._place(message),
                 )
             objects = [
                 StoredObject(
