@@ -42,6 +42,10 @@ def anyio_backend() -> str:
 
 
 class TestProcessJobs(JobRunnerContract):
+    @pytest.fixture(scope="class", params=[False, True], ids=["asyncio", "uvloop"])
+    def anyio_backend(self, request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+        return "asyncio", {"use_uvloop": request.param}
+
     @pytest.fixture(scope="class")
     async def runner(self, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessJobRunner]:
         async with ProcessJobRunner(slots=2, log_dir=tmp_path_factory.mktemp("logs")) as runner:
