@@ -88,7 +88,8 @@ def show_presets(found: list[PresetCosts], rows: int) -> None:
         )  # fmt: skip
     print("CPU seconds of each in the stream")
     for costs in found:
-        print(f"{costs.preset:<12}" + "".join(f"{name:>12}{sec:8.2f}" for name, sec in costs.stream_cpu_seconds.items()))
+        shares = [f"{name:>12}{seconds:8.2f}" for name, seconds in costs.stream_cpu_seconds.items()]
+        print(f"{costs.preset:<12}{''.join(shares)}")
 
 
 def _verdict(*, met: bool) -> str:

@@ -13,6 +13,6 @@ Arguments = TypeVarTuple("Arguments")
 Returned = TypeVar("Returned")
 
 
-def run(main: Callable[[Unpack[Arguments]], Awaitable[Returned]], *arguments: Unpack[Arguments]) -> Returned:
+def run(main: Callable[[Unpack[Arguments]], Awaitable[Returned]], *arguments: *Arguments) -> Returned:
     """Run an asynchronous function to its end on uvloop; returns what it returns."""
     return anyio.run(main, *arguments, backend_options={"use_uvloop": True})
