@@ -7,7 +7,6 @@ process of its own, payload, manifest, pointer, a message to the next stage's in
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 
 import anyio
 
+from stream import event_loop
 from stream.broker.kafka import KafkaBroker
 from stream.broker.protocol import Broker
 from stream.clock import SystemClock
@@ -211,4 +211,4 @@ async def serve(config: Configuration) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Configuration(**json.loads(Path(sys.argv[1]).read_text()))))
+    event_loop.run(serve, Configuration(**json.loads(Path(sys.argv[1]).read_text())))

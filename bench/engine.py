@@ -70,9 +70,10 @@ def show_throughput(found: Throughput) -> None:
 
 def show_presets(found: list[PresetCosts], rows: int) -> None:
     """Print the second and third parts."""
-    pure = next(costs for costs in found if costs.preset == "fused").job_seconds
-    print(f"\nexposures of {rows} rows, one worker with one slot; pure compute is the jobs' of fused: {pure:.2f} s")
-    print("overhead: how much each of a stream of exposures takes beyond that")
+    pure = found[0].job_seconds  # of fused, unless another was asked for
+    jobs = f"pure compute is the jobs' of {found[0].preset}: {pure:.2f} s"
+    print(f"\nexposures of {rows} rows, one worker with one slot; {jobs}")
+    print("overhead: by how much more than that each of a stream of exposures prolongs it")
     heads = ("stages s", "jobs s", "alone s", "stream s", "overhead", "written MB", "results MB", "read MB", "requests")
     print(f"{'preset':<12}" + "".join(f"{name:>12}" for name in heads) + "  goal")
     for costs in found:
@@ -85,6 +86,10 @@ def show_presets(found: list[PresetCosts], rows: int) -> None:
             f"{costs.stream_seconds:12.2f}{overhead:12.1%}" + "".join(f"{value:12.1f}" for value in megabytes)
             + f"{costs.requests:12.0f}  {verdict}"
         )  # fmt: skip
+    print("CPU seconds of each in the stream")
+    for costs in found:
+        shares = [f"{name:>12}{seconds:8.2f}" for name, seconds in costs.stream_cpu_seconds.items()]
+        print(f"{costs.preset:<12}{''.join(shares)}")
 
 
 def _verdict(*, met: bool) -> str:
@@ -106,12 +111,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=8, help="of the empty stage's worker (default: 8)")
     parser.add_argument("--data", type=Path, help="folder of the simulation (default: below bench/.data)")
     parser.add_argument("--only", choices=("messages", "presets"))
+    parser.add_argument("--preset", choices=PRESETS, help="one preset alone")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.rows = options.rows or (QUICK_ROWS if options.quick else FULL_ROWS)
     options.messages = options.messages or (1000 if options.quick else 4000)
-    if options.exposures < 3:
-        parser.error("--exposures: at least 3: one warms up, one goes alone, the rest in a stream")
+    if options.exposures < 4:
+        parser.error("--exposures: at least 4: one warms up, one goes alone, the rest in a stream")
     if options.data is None:
         folder = Path("bench/.data")
         options.data = folder if options.rows == FULL_ROWS else folder / f"rows-{options.rows}"
@@ -139,10 +145,13 @@ def _measured(options: argparse.Namespace, kafka: KafkaCluster, s3: S3Server, wo
         data = options.data.resolve()
         inputs = simulated(data, options.rows, options.detector, options.exposures)
         costs = []
-        for preset in PRESETS:
+        for preset in PRESETS if options.preset is None else (options.preset,):
             print(f"{preset} …", file=sys.stderr)
             costs.append(
-                measure_preset(preset, data, inputs, kafka.url, BUCKET, work / preset, rampstream=RAMPSTREAM)
+                measure_preset(
+                    preset, data, inputs, kafka.url, BUCKET, work / preset,
+                    rampstream=RAMPSTREAM, servers=_server_pids(kafka, s3),
+                )
             )  # fmt: skip
         show_presets(costs, options.rows)
         result |= {"rows": options.rows, "presets": [dataclasses.asdict(cost) for cost in costs]}

@@ -2,7 +2,8 @@
 
 For each preset one worker process serves all segments of a run. A first exposure warms it up (kernels, references).
 One that is alone tells how long an exposure is on its way, and what its jobs and stages report of themselves. A stream
-of others tells how long each takes when the next one is fetched and the last one stored while a job computes.
+of others tells how much longer each more of them takes, when the next one is fetched and the last one stored while a
+job computes, and whose CPU time that is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TypeVar
 import anyio
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.throughput import cpu_seconds
 from stream.broker.kafka import KafkaBroker
 from stream.topology import product_event_topic_name
 
@@ -54,7 +56,9 @@ class PresetCosts:
     wall_seconds: float
     """Of one that is alone, from its announcement to the commit of its last message."""
     stream_seconds: float
-    """Of each in a stream of them."""
+    """By which each more of them prolongs a stream."""
+    stream_cpu_seconds: dict[str, float]
+    """Of each in a stream, by who spent them."""
     job_seconds: float
     """Of one that is alone, in job processes: input opened, all stages, payload and products written to local files."""
     compute_seconds: float
@@ -69,7 +73,15 @@ class PresetCosts:
 
 
 def measure_preset(
-    preset: str, data: Path, inputs: list[Path], broker: str, store: str, work: Path, *, rampstream: list[str]
+    preset: str,
+    data: Path,
+    inputs: list[Path],
+    broker: str,
+    store: str,
+    work: Path,
+    *,
+    rampstream: list[str],
+    servers: dict[str, int],
 ) -> PresetCosts:
     """Send exposures through the preset: one to warm it up, one alone, the others together.
 
@@ -80,13 +92,15 @@ def measure_preset(
     data : Path
         A simulation, with references and stars.
     inputs : list of Path
-        At least three L1 files.
+        At least four L1 files.
     broker, store : str
         Running servers.
     work : Path
         The worker's folder.
     rampstream : list of str
         The command.
+    servers : dict
+        Process ids of the servers by name.
     """
     run = f"bench-{preset}-{time.time_ns()}"
     # Each in a store of its own, for results are found again by whoever asks for the same.
@@ -107,10 +121,11 @@ def measure_preset(
         # Uploading the stream would take the worker's cores: it waits meanwhile, for less than its session.
         worker.send_signal(signal.SIGSTOP)
         call("ingest", *others)
-        began = time.time()
+        began, spent_before = time.time(), cpu_seconds(worker.pid, servers)
         worker.send_signal(signal.SIGCONT)
-        stream = (anyio.run(_shown, broker, run, len(inputs)) - began) / len(others)
+        lasted = anyio.run(_shown, broker, run, len(inputs)) - began
         call("status", "--wait", "60")
+        spent_after = cpu_seconds(worker.pid, servers)
 
     def spent(name: str, label: str = "") -> float:
         return sum(value - before.get(key, 0.0) for key, value in after.items() if key[0] == name and label in key[1])
@@ -120,7 +135,9 @@ def measure_preset(
         preset=preset,
         exposures=len(others),
         wall_seconds=wall,
-        stream_seconds=stream,
+        # The first is fetched, and the last stored and finalized, while nothing computes, as when there is one alone.
+        stream_seconds=(lasted - wall) / (len(others) - 1),
+        stream_cpu_seconds={name: (spent_after[name] - spent_before[name]) / len(others) for name in spent_after},
         job_seconds=sum(spent("rampstream_job_seconds_sum", f"entry={entry}") for entry in COMPUTING),
         compute_seconds=spent("rampstream_stage_seconds_sum"),
         compute_cpu_seconds=spent("rampstream_stage_cpu_seconds_total"),

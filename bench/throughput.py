@@ -26,7 +26,7 @@ from stream.broker.protocol import Record
 from stream.router import run_topics
 from stream.store.obstore_store import open_store
 
-__all__ = ["Throughput", "measure_throughput"]
+__all__ = ["Throughput", "cpu_seconds", "measure_throughput"]
 
 PARTITIONS = 4
 PAYLOAD_BYTES = 16_384
@@ -102,9 +102,9 @@ async def _served(
     worker = await anyio.to_thread.run_sync(_start, config)
     try:
         await _published(broker, config.run, warm_up, worker, work)
-        before = _cpu(worker.pid, servers)
+        before = cpu_seconds(worker.pid, servers)
         await _published(broker, config.run, warm_up + messages, worker, work)
-        after = _cpu(worker.pid, servers)
+        after = cpu_seconds(worker.pid, servers)
         while await broker.lag(f"{config.run}.{STAGE}", f"{config.run}.{STAGE}"):  # noqa: ASYNC110 - in the cluster
             await anyio.sleep(LOOK_SECONDS)
         worker.send_signal(signal.SIGTERM)
@@ -147,7 +147,7 @@ async def _records(broker: KafkaBroker, run: str) -> list[Record]:
     return found
 
 
-def _cpu(worker: int, servers: dict[str, int]) -> dict[str, float]:
+def cpu_seconds(worker: int, servers: dict[str, int]) -> dict[str, float]:
     """CPU seconds so far of the worker, of its job processes and their server together, and of the servers."""
     spent = {"worker": _seconds(worker), "jobs": sum(_seconds(pid) for pid in descendants(worker) if pid != worker)}
     return spent | {name: sum(_seconds(p) for p in descendants(pid)) for name, pid in servers.items()}

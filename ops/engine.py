@@ -26,6 +26,7 @@ from stream.clock import Clock, SystemClock
 from stream.inbox import REVOKE_SECONDS
 from stream.jobs import JobRunner
 from stream.message import MemberStatus
+from stream.precedence import Capacity, Tokens
 from stream.results import Manifest, Results, file_digest
 from stream.retry import Breaker, RetryPolicy
 from stream.router import Router
@@ -206,8 +207,9 @@ class Engine:
             keep_after=(*self.settings.keep_after, *self.settings.save_results),
             observe=self.observe,
         )
-        # One message more than there are slots: its payload is fetched while a job runs.
-        self.tokens = anyio.CapacityLimiter(self.settings.slots + 1)
+        # One message more than there are slots, whose payload is fetched while a job runs; and one for later segments
+        # alone, so that an exposure goes on though others have been begun behind it.
+        self._tokens = Tokens(self.settings.slots + 2, kept=1)
 
     async def check_environment(self, *, stars: bool = True) -> None:
         """Have a job process make every stage and open the star table: what is wrong is told before any work.
@@ -229,6 +231,7 @@ class Engine:
                 results=self.results,
                 cache=self.cache,
                 scratch=self.folders.scratch,
+                precedence=self._place(self.router.joint_stage),
                 stars=StarAnswers(jobs=self.jobs, store=self.store, scratch=self.folders.scratch),
                 observe=self.observe,
             ).solve,
@@ -242,15 +245,21 @@ class Engine:
             tracing=self.tracing,
         )
 
+    @property
+    def tokens(self) -> Capacity:
+        """What segments share, as the first one sees it: whether there is room to begin another exposure."""
+        return self._tokens.of(0)
+
     def segment_worker(self, segment: Segment) -> SegmentWorker:
-        """One that serves a segment."""
+        """One that serves a segment; what is further on in the pipeline has precedence."""
+        place = self._place(segment.name)
         return SegmentWorker(
             broker=self.broker,
             attempts=self.attempts,
             router=self.router,
             segment=segment,
             work=self.work,
-            capacity=self.tokens if self.shared else anyio.CapacityLimiter(self.settings.slots),
+            capacity=self._tokens.of(place) if self.shared else anyio.CapacityLimiter(self.settings.slots),
             policy=self.policy,
             breaker=Breaker(enabled=self.breaking),
             stopped=self.stopped,
@@ -261,6 +270,9 @@ class Engine:
             revoke_seconds=self.revoke_seconds,
             tracing=self.tracing,
         )
+
+    def _place(self, stage: str) -> int:
+        return self.pipeline.segments.topology.index(stage)
 
     def _differs(self, winner: Manifest, loser: Manifest) -> None:
         self.observe({"event": "results_differ", "stage": winner.stage, "exposure": loser.exposure})

@@ -49,6 +49,8 @@ class JointSolver:
         For the file in which a job finds the tie points.
     stars : StarAnswers, optional
         Asks for reference stars, where they are no table.
+    precedence : int
+        Of the jobs (see `stream.jobs.Job`).
     observe : callable
         Told when a stored solution is used again.
     """
@@ -62,6 +64,7 @@ class JointSolver:
         cache: ObjectCache,
         scratch: Path,
         stars: StarAnswers | None = None,
+        precedence: int = 0,
         observe: Observer = lambda _: None,
     ) -> None:
         self._jobs = jobs
@@ -71,6 +74,7 @@ class JointSolver:
         self._cache = cache
         self._scratch = scratch
         self._stars = stars
+        self._precedence = precedence
 
     async def solve(self, close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
         """Solve one close of an association; an equal solution that is stored is used again."""
@@ -111,7 +115,9 @@ class JointSolver:
         if self._stars is None:
             raise PermanentError(f"{close.association}: there is nobody here to ask for reference stars")
         async with self._described_members(close, messages) as arguments:
-            asked = await self._jobs.run_patiently("search_cone", arguments, label=close.association)
+            asked = await self._jobs.run_patiently(
+                "search_cone", arguments, label=close.association, precedence=self._precedence
+            )
         if asked["cone"] is None:
             return None
         return await self._stars.answer(
@@ -143,7 +149,9 @@ class JointSolver:
         async with self._described_members(close, messages) as arguments, self._cache.lease(more) as paths:
             if stars is not None:
                 arguments["stars"] = str(paths[stars.name])
-            document = await self._jobs.run_patiently("solve", arguments, label=close.association, stars=True)
+            document = await self._jobs.run_patiently(
+                "solve", arguments, label=close.association, stars=True, precedence=self._precedence
+            )
         objects = await self._put(document, close, f"{close.revision}-{identity[:12]}")
         return await self._results.publish(
             Manifest(

@@ -13,6 +13,7 @@ from stream.broker.protocol import Broker
 from stream.failure import Failure
 from stream.inbox import Inbox
 from stream.metrics import Metrics
+from stream.precedence import Capacity
 from stream.watchdog import Facts, ProgressWatch, Watchdog
 
 __all__ = ["Monitor"]
@@ -40,7 +41,7 @@ class Monitor:
         Topics of each segment.
     aggregator : Aggregator, optional
         When this worker has the joint stage.
-    tokens : anyio.CapacityLimiter
+    tokens : Capacity
         What inboxes share.
     metrics : Metrics
         What is fed.
@@ -57,7 +58,7 @@ class Monitor:
         inboxes: Mapping[str, Inbox],
         topics: Mapping[str, Sequence[str]],
         aggregator: Aggregator | None,
-        tokens: anyio.CapacityLimiter,
+        tokens: Capacity,
         metrics: Metrics,
         watchdog: Watchdog,
         watch: ProgressWatch | None = None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ops.run_inputs import RunInputs
@@ -77,18 +78,13 @@ class PipelineJobs:
         references: Sequence[str] = (),
         stars: bool = False,
         light: bool = False,
+        precedence: int = 0,
     ) -> Any:
         """Run one entry of `ops.job`; returns what it returns, or raises `WorkFailedError`.
 
         ``references`` and ``stars`` say which references it opens, and whether it reads the star table; a
-        ``light`` one waits for no slot.
+        ``light`` one waits for no slot, and others by ``precedence`` (see `stream.jobs.Job`).
         """
-        if self._inputs is None:
-            return await self._run(entry, arguments, label=label, bigger_slot=bigger_slot, light=light)
-        async with self._inputs.lease(references, stars=stars) as lent:
-            return await self._run(entry, {**arguments, **lent}, label=label, bigger_slot=bigger_slot, light=light)
-
-    async def _run(self, entry: str, arguments: dict[str, Any], *, label: str, bigger_slot: bool, light: bool) -> Any:
         factor = 2 if bigger_slot else 1
         job = Job(
             entry=f"ops.job:{entry}",
@@ -98,8 +94,15 @@ class PipelineJobs:
             memory_bytes=self._limits.memory_bytes * factor,
             label=label,
             light=light,
+            precedence=precedence,
         )
+        if self._inputs is None:
+            return await self._run(entry, job)
+        async with self._inputs.lease(references, stars=stars) as lent:
+            return await self._run(entry, replace(job, arguments={**job.arguments, **lent}))
 
+    async def _run(self, entry: str, job: Job) -> Any:
+        label = job.label
         with self._tracing.job() as trace:
 
             def progress(report: JobProgress) -> None:
@@ -120,19 +123,27 @@ class PipelineJobs:
         return outcome.result
 
     async def run_patiently(
-        self, entry: str, arguments: dict[str, Any], *, label: str, stars: bool = False, light: bool = False
+        self,
+        entry: str,
+        arguments: dict[str, Any],
+        *,
+        label: str,
+        stars: bool = False,
+        light: bool = False,
+        precedence: int = 0,
     ) -> Any:
         """As `run`, but tried again when the job's process was killed or something outside failed.
 
         For jobs that no message stands behind, whose attempts a worker would count.
         """
+        run = partial(self.run, entry, arguments, label=label, stars=stars, light=light, precedence=precedence)
         for _ in range(PATIENCE - 1):
             try:
-                return await self.run(entry, arguments, label=label, stars=stars, light=light)
+                return await run()
             except WorkFailedError as error:
                 if error.failure_class is not FailureClass.RETRIABLE:
                     raise
-        return await self.run(entry, arguments, label=label, stars=stars, light=light)
+        return await run()
 
     async def recipes(self, stages: tuple[str, ...], message: Message) -> Any:
         """Recipes of stages for a message's exposure (see `ops.job.recipes`)."""

@@ -95,13 +95,21 @@ class _Stores:
         """None: not local."""
         return None
 
+    async def get(self, key: str) -> bytes | None:
+        """Read from the one that has the key."""
+        store, own = self._place(key)
+        return await store.get(own)
+
     async def fetch(self, key: str, cache: Path) -> Path:
         """Fetch from the one that has the key."""
+        store, own = self._place(key)
+        return await store.fetch(own, cache)
+
+    def _place(self, key: str) -> tuple[ObjectStore, str]:
         if key in self.stars:
-            store, own = self.stars[key]
-            return await store.fetch(own, cache)
+            return self.stars[key]
         assert self.references is not None
-        return await self.references.fetch(key, cache)
+        return self.references, key
 
 
 class RunInputs:

@@ -32,6 +32,7 @@ from ops.settings import RunSettings
 from ops.topics import group_topics
 from ops.trace_export import exported_tracing
 from ops.warm import PRELOADED
+from stream import event_loop
 from stream.aggregator import Aggregator
 from stream.association import AssociationSettings, OnMissing
 from stream.failure import FatalError, PermanentError, RetriableError
@@ -72,7 +73,7 @@ def run_verb(options: argparse.Namespace) -> int:
     settings = engine_settings(options)
     log_to_file(settings.work)
     server = Server(settings, preset=options.preset, segments=options.segments)
-    return anyio.run(server.serve)
+    return event_loop.run(server.serve)
 
 
 class Server:

@@ -22,7 +22,7 @@ from stages.standing import starting_stage
 from stream.failure import PermanentError, RetriableError
 from stream.identity import chain, final_identity, hash_parts
 from stream.message import Message, MessageKind
-from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key, result_key
+from stream.results import Manifest, ObjectKind, Results, StoredObject, object_key
 from stream.router import Router
 from stream.run_records import RunRecords
 from stream.segment import SegmentPlan
@@ -119,12 +119,11 @@ class PipelineWork:
 
     async def _stored(self, identity: str) -> Manifest | None:
         """Result that is whole, or whose payload was dropped on purpose while its small objects are still there."""
-        found = await self._results.find(identity)
-        if found is not None or await self._store.head(dropped_key(identity)) is None:
+        found, damaged = await self._results.look(identity)
+        if damaged is None or await self._store.head(dropped_key(identity)) is None:
             return found
-        shallow = await self._results.read(result_key(identity))
-        lost = {stored.kind for stored in await self._results.missing(shallow)}
-        return shallow if lost <= {ObjectKind.TREE, ObjectKind.ARRAY} else None
+        lost = {stored.kind for stored in await self._results.missing(damaged)}
+        return damaged if lost <= {ObjectKind.TREE, ObjectKind.ARRAY} else None
 
     async def _segment(
         self, message: Message, segment: Segment, *, attempt: str, bigger_slot: bool, force: bool = False
@@ -165,7 +164,7 @@ class PipelineWork:
     async def _input(self, message: Message) -> Manifest:
         # The manifest that is named first: of an ingested file another one may say where it lies on another machine.
         named = await self._results.read(message.manifest)
-        if not await self._results.missing(named):
+        if not await self._results.missing(named, trusting=True):
             return named
         found = await self._results.find(message.identity)
         if found is None:
@@ -196,7 +195,7 @@ class PipelineWork:
                 )
                 made = await self._jobs.run(
                     "execute", {"plan": plan.model_dump(mode="json")}, label=message.exposure,
-                    bigger_slot=bigger_slot, references=_needed(known, stages),
+                    bigger_slot=bigger_slot, references=_needed(known, stages), precedence=self._place(message),
                 )  # fmt: skip
             self._check_unchanged(start)
             await self._check_references(message, recipes)
@@ -211,6 +210,9 @@ class PipelineWork:
         for kept in published:
             await self._records.point(kept)
         return published[-1]
+
+    def _place(self, message: Message) -> int:
+        return self._router.segments.topology.index(message.stage)
 
     def _staging(self, attempt: str) -> Path:
         return self._store.staging(attempt) or self._scratch / attempt
@@ -363,6 +365,7 @@ class PipelineWork:
                     label=message.exposure,
                     bigger_slot=bigger_slot,
                     references=references,
+                    precedence=self._place(message),
                 )
             objects = [
                 StoredObject(

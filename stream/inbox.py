@@ -20,6 +20,7 @@ from stream.broker.protocol import Broker, Consumer, Record, TopicPartition
 from stream.clock import Clock, SystemClock
 from stream.failure import RetriableError
 from stream.lease import Lease, OrphanedError
+from stream.precedence import Capacity
 from stream.tracker import OffsetTracker
 
 __all__ = ["FETCH_SECONDS", "REVOKE_SECONDS", "Inbox"]
@@ -57,8 +58,8 @@ class Inbox:
         Topics to subscribe to.
     handler : callable
         Called with each record and its lease.
-    capacity : anyio.CapacityLimiter
-        One token for each record in flight; inboxes may share it.
+    capacity : Capacity
+        One token for each record in flight; inboxes may share them.
     start : str
         Where a partition without a commit starts: ``earliest``, ``latest``, or ``none`` to refuse.
     clock : Clock
@@ -76,7 +77,7 @@ class Inbox:
         group: str,
         topics: Sequence[str],
         handler: Handler,
-        capacity: anyio.CapacityLimiter | None = None,
+        capacity: Capacity | None = None,
         start: str = "earliest",
         clock: Clock | None = None,
         revoke_seconds: float = REVOKE_SECONDS,
@@ -87,7 +88,7 @@ class Inbox:
         self.group = group
         self._topics = tuple(topics)
         self._handler = handler
-        self._capacity = capacity or anyio.CapacityLimiter(1)
+        self._capacity: Capacity = capacity or anyio.CapacityLimiter(1)
         self._start = start
         self._clock = clock or SystemClock()
         self._revoke_seconds = revoke_seconds

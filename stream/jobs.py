@@ -28,6 +28,8 @@ class Job:
         For logs and metrics.
     light : bool
         It looks things up and computes nothing to speak of: it does not wait for a slot, but has a process beside them.
+    precedence : int
+        Of jobs that wait for a slot the one with the highest gets it, and the first come among equals.
     """
 
     entry: str
@@ -37,6 +39,7 @@ class Job:
     memory_bytes: int | None = None
     label: str = ""
     light: bool = False
+    precedence: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from stream.failure import FailureClass
 from stream.fork_server import Child, ForkServer
 from stream.job_process import FRAME_HEADER, encode_frame
 from stream.jobs import Job, JobOutcome, JobProgress, Progress
+from stream.precedence import Tokens
 from stream.process_memory import oom_kills, process_memory
 
 __all__ = ["ProcessJobRunner"]
@@ -129,7 +130,7 @@ class ProcessJobRunner:
             No process can be made.
         """
         lane = self._lanes[job.light]
-        async with lane.free:
+        async with lane.free.one(job.precedence):
             process = self._take_idle(lane) or _JobProcess(await self._server.spawn(self._tasks))
             reusable, why = False, "cancelled"
             log = self._new_log(job)
@@ -233,7 +234,7 @@ class _Lane:
     """Room for some jobs at once, and the processes that ran such jobs and wait for more."""
 
     def __init__(self, room: int) -> None:
-        self.free = anyio.Semaphore(room)
+        self.free = Tokens(room)
         self.idle: list[_JobProcess] = []
 
 

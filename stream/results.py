@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -26,6 +28,13 @@ _LOG = logging.getLogger(__name__)
 
 _TOGETHER = 4
 """Objects of one result put at once: enough to fill a link."""
+
+_TRUSTED_SECONDS = 600.0
+"""How long what was put here is believed to be there: nothing collects what is so young, and the next segment's message
+comes in seconds."""
+
+_TRUSTED = 2000
+"""The most objects that are remembered: 0.5 kB each, a manifest with its facts about 10 kB, 20 MB at most."""
 
 
 class ObjectKind(StrEnum):
@@ -175,6 +184,7 @@ class Results:
     ) -> None:
         self._store = store
         self._on_difference = on_difference
+        self._put_here: OrderedDict[str, tuple[float, Manifest | None]] = OrderedDict()
 
     async def find(self, identity: str, *, check_digests: Path | None = None) -> Manifest | None:
         """The result, if it is there and whole.
@@ -186,16 +196,24 @@ class Results:
         check_digests : Path, optional
             Also read every object (through this cache folder) and compare its digest.
         """
+        return (await self.look(identity, check_digests=check_digests))[0]
+
+    async def look(
+        self, identity: str, *, check_digests: Path | None = None
+    ) -> tuple[Manifest | None, Manifest | None]:
+        """The result as `find` gives it; and where there is none, the first of its manifests that is not whole."""
         generation = 1
+        damaged: Manifest | None = None
         while (data := await self._store.get(result_key(identity, generation))) is not None:
             manifest = _decoded(data, result_key(identity, generation))
             if manifest is not None and await self._is_whole(manifest, check_digests):
-                return manifest
+                return manifest, None
+            damaged = damaged or manifest
             generation += 1
-        return None
+        return None, damaged
 
     async def read(self, key: str) -> Manifest:
-        """The manifest at a key, unchecked.
+        """The manifest at a key, unchecked: one that was published here lately is not asked for, for none ever changes.
 
         Raises
         ------
@@ -204,6 +222,9 @@ class Results:
         stream.failure.PermanentError
             It is no manifest.
         """
+        known = self._trusted(key)
+        if known is not None and known[1] is not None:
+            return known[1]
         data = await self._store.get(key)
         if data is None:
             msg = f"the manifest {key} does not exist in {self._store!r}"
@@ -226,6 +247,7 @@ class Results:
         while True:
             candidate = replace(manifest, generation=generation)
             if await self._store.put_if_absent(candidate.key, candidate.encode()):
+                self._trust(candidate.key, candidate)
                 return candidate
             data = await self._store.get(candidate.key)
             if data is None:  # collected between the two calls
@@ -244,20 +266,27 @@ class Results:
         """
         files = made["files"].items()
         await together((partial(self._store.put, key, Path(path)) for key, path in files), most=_TOGETHER)
+        for key, _ in files:
+            self._trust(key)
         return [await self.publish(Manifest.from_document(document)) for document in made["manifests"]]
 
-    async def missing(self, manifest: Manifest) -> list[StoredObject]:
-        """Objects of a result that do not exist or have another size."""
+    async def missing(self, manifest: Manifest, *, trusting: bool = False) -> list[StoredObject]:
+        """Objects of a result that do not exist or have another size.
+
+        ``trusting`` does not ask for those that were put here a short while ago.
+        """
         lost: list[StoredObject] = []
+        asked = [stored for stored in manifest.objects if not (trusting and self._trusted(stored.key))]
 
         async def look(stored: StoredObject) -> None:
             info = await self._store.head(stored.key)
             if info is None or info.size != stored.size:
                 lost.append(stored)
 
-        async with anyio.create_task_group() as tasks:
-            for stored in manifest.objects:
-                tasks.start_soon(look, stored)
+        if asked:
+            async with anyio.create_task_group() as tasks:
+                for stored in asked:
+                    tasks.start_soon(look, stored)
         return lost
 
     async def fetch(self, manifest: Manifest, cache: Path) -> dict[str, Path]:
@@ -275,6 +304,15 @@ class Results:
 
         await together(partial(fetch_one, stored) for stored in manifest.objects)
         return paths
+
+    def _trust(self, key: str, manifest: Manifest | None = None) -> None:
+        self._put_here[key] = (time.monotonic(), manifest)
+        while len(self._put_here) > _TRUSTED:
+            self._put_here.popitem(last=False)
+
+    def _trusted(self, key: str) -> tuple[float, Manifest | None] | None:
+        known = self._put_here.get(key)
+        return known if known is not None and time.monotonic() - known[0] < _TRUSTED_SECONDS else None
 
     async def _is_whole(self, manifest: Manifest, cache: Path | None) -> bool:
         lost = await self.missing(manifest)

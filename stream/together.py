@@ -6,7 +6,7 @@ Callers of the engine's parts catch failures by their class.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -19,6 +19,14 @@ async def together(calls: Iterable[Callable[[], Awaitable[Any]]], *, most: float
 
     Cancelling it cancels all of them.
     """
+    calls = list(calls)
+    if len(calls) == 1:
+        await calls[0]()
+    elif calls:
+        await _side_by_side(calls, most)
+
+
+async def _side_by_side(calls: Sequence[Callable[[], Awaitable[Any]]], most: float) -> None:
     errors: list[Exception] = []
     limit = anyio.CapacityLimiter(most)
 

@@ -25,6 +25,7 @@ from stream.inbox import REVOKE_SECONDS, Inbox
 from stream.jobs import JobOutcome
 from stream.lease import Lease
 from stream.message import Message, MessageKind
+from stream.precedence import Capacity
 from stream.results import Manifest
 from stream.retry import Action, Attempt, Breaker, Outcome, RetryPolicy
 from stream.router import Router
@@ -81,8 +82,8 @@ class SegmentWorker:
         What to serve.
     work : SegmentWork
         Does the work.
-    capacity : anyio.CapacityLimiter
-        One token for each message in flight; segments may share it.
+    capacity : Capacity
+        One token for each message in flight; segments may share them (see `stream.precedence`).
     policy : RetryPolicy
         What becomes of failures.
     breaker : Breaker
@@ -109,7 +110,7 @@ class SegmentWorker:
         router: Router,
         segment: Segment,
         work: SegmentWork,
-        capacity: anyio.CapacityLimiter,
+        capacity: Capacity,
         policy: RetryPolicy,
         breaker: Breaker,
         clock: Clock,

@@ -19,11 +19,12 @@ fetching, with a lock on ``alive`` that it holds as long as it lives.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +41,9 @@ __all__ = ["Described", "FetchedFrom", "ObjectCache"]
 _TOGETHER = 4
 """Objects fetched at once for one lease: enough to fill a link, and one request's memory each. Small ones wait for
 answers and not for the link: who wants many of them says so."""
+
+_SMALL = 1024 * 1024
+"""Objects up to this size come as bytes, and are checked, written and kept in one step."""
 
 _UNSEEN_SHARE = 8
 """A process walks the folder again once it has added this part of the room that it saw: so eight processes that share
@@ -75,6 +79,10 @@ class Described(Protocol):
 
 class FetchedFrom(Protocol):
     """What the cache needs of a store."""
+
+    async def get(self, key: str) -> bytes | None:
+        """The bytes, None when the key does not exist."""
+        ...
 
     async def fetch(self, key: str, cache: Path) -> Path:
         """A local file with the content (see `stream.store.protocol.ObjectStore`)."""
@@ -123,6 +131,7 @@ class ObjectCache:
         self._opening = anyio.Lock()
         self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self._coming = 0
+        self._fetched = 0
         self._added = 0
         self._may_add = -1
         self._looking = anyio.Lock()
@@ -153,13 +162,20 @@ class ObjectCache:
         if self._local:
             yield {stored.name: await self._store.fetch(stored.key, self._folder) for stored in objects}
             return
-        async with self._opening:
-            if self._let_go is None:
-                await anyio.to_thread.run_sync(self._open)
+        if self._let_go is None:
+            async with self._opening:
+                if self._let_go is None:
+                    await anyio.to_thread.run_sync(self._open)
         if self._added:
             await self._room_for(0)
-        async with self._scratch() as lease:
-            yield await self._leased(objects, lease, most)
+        folder = self._leases / uuid.uuid4().hex
+        links = [(stored, folder / f"{place}-{stored.key.rpartition('/')[2]}") for place, stored in enumerate(objects)]
+        try:
+            await self._leased(folder, links, most)
+            yield {stored.name: link for stored, link in links}
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_remove, folder, [link for _, link in links])
 
     def adopt(self, key: str, path: Path) -> None:
         """Keep a file that was just put under a key: its next reader need not fetch it."""
@@ -214,38 +230,34 @@ class ObjectCache:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    @asynccontextmanager
-    async def _scratch(self) -> AsyncIterator[Path]:
-        folder = self._leases / uuid.uuid4().hex
+    async def _leased(self, folder: Path, links: Sequence[tuple[Described, Path]], most: int) -> None:
+        # A switch to a thread costs more than what is done there for a file: so one for all that is kept.
+        fetched = self._fetched
+        sizes = await anyio.to_thread.run_sync(self._begin, folder, links)
+        for size in sizes:
+            if size is not None:
+                self._observe({"event": "cache", "outcome": "hit", "bytes": size})
+        absent = [linked for linked, size in zip(links, sizes, strict=True) if size is None]
+        await together([partial(self._linked, stored, link, fetched) for stored, link in absent], most=most)
+
+    def _begin(self, folder: Path, links: Sequence[tuple[Described, Path]]) -> list[int | None]:
+        """Make the folder of a lease and link what is kept; sizes, None for what is not."""
         try:
-            await anyio.Path(folder).mkdir()
+            folder.mkdir()
         except OSError as error:
             raise self._unusable(error) from error
-        try:
-            yield folder
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        return [self._link(stored, link) for stored, link in links]
 
-    async def _leased(self, objects: Sequence[Described], lease: Path, most: int) -> dict[str, Path]:
-        paths: dict[str, Path] = {}
-
-        async def one(number: int, stored: Described) -> None:
-            paths[stored.name] = await self._linked(stored, lease / f"{number}-{stored.key.rpartition('/')[2]}")
-
-        await together((partial(one, number, stored) for number, stored in enumerate(objects)), most=most)
-        return paths
-
-    async def _linked(self, stored: Described, link: Path) -> Path:
+    async def _linked(self, stored: Described, link: Path, fetched: int) -> None:
+        """Link what was not kept when so many had been fetched here."""
         lock = self._locks.get(stored.key)
         if lock is None:
             lock = self._locks[stored.key] = anyio.Lock()
         async with lock:
-            hit = size = await anyio.to_thread.run_sync(self._link, stored, link)
-            if size is None:
-                size = await self._fetch(stored, link)
+            # Who waited for the lock waited for a fetch of the same object.
+            hit = None if self._fetched == fetched else await anyio.to_thread.run_sync(self._link, stored, link)
+            size = await self._fetch(stored, link) if hit is None else hit
         self._observe({"event": "cache", "outcome": "miss" if hit is None else "hit", "bytes": size})
-        return link
 
     def _link(self, stored: Described, link: Path) -> int | None:
         """Link what is kept; its size, None when it is not kept."""
@@ -269,20 +281,24 @@ class ObjectCache:
         self._coming += expected
         try:
             await self._room_for(self._coming)
-            # Beside the link, in the folder that goes with the lease.
-            path = await self._store.fetch(stored.key, link.with_name(f"{link.name}.coming"))
-            size = await anyio.to_thread.run_sync(self._keep, stored, path, link)
+            if 0 <= stored.size <= _SMALL:
+                data = await self._store.get(stored.key)
+                if data is None:
+                    raise RetriableError(f"{stored.key} does not exist in {self._store!r}")
+                size = await anyio.to_thread.run_sync(self._keep_small, stored, data, link)
+            else:
+                # Beside the link, in the folder that goes with the lease.
+                path = await self._store.fetch(stored.key, link.with_name(f"{link.name}.coming"))
+                size = await anyio.to_thread.run_sync(self._keep, stored, path, link)
             self._added += size
+            self._fetched += 1
         finally:
             self._coming -= expected
         return size
 
     def _keep(self, stored: Described, path: Path, link: Path) -> int:
         """Check and keep what was fetched; its size."""
-        found = self._digest(path)
-        if found != stored.digest:
-            msg = f"{stored.key} is damaged: its SHA-256 is {found[:16]}…, expected {stored.digest[:16]}…"
-            raise RetriableError(msg)
+        _check(stored, self._digest(path))
         kept = self._kept / stored.key
         try:
             size = path.stat().st_size
@@ -292,6 +308,19 @@ class ObjectCache:
         except OSError as error:
             raise self._unusable(error) from error
         return size
+
+    def _keep_small(self, stored: Described, data: bytes, link: Path) -> int:
+        """Check, write and keep a small object; its size."""
+        _check(stored, hashlib.sha256(data).hexdigest())
+        kept = self._kept / stored.key
+        try:
+            link.write_bytes(data)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # another process that shares the folder was faster
+                os.link(link, kept)
+        except OSError as error:
+            raise self._unusable(error) from error
+        return len(data)
 
     async def _room_for(self, size: int) -> None:
         """Evict if so much more may not fit. Most often that is known without a look at the folder."""
@@ -331,6 +360,22 @@ def _let_go(leases: Path, alive: int, process: int) -> None:
     if os.getpid() == process:  # not in a fork of it
         shutil.rmtree(leases, ignore_errors=True)
         os.close(alive)
+
+
+def _check(stored: Described, found: str) -> None:
+    if found != stored.digest:
+        msg = f"{stored.key} is damaged: its SHA-256 is {found[:16]}…, expected {stored.digest[:16]}…"
+        raise RetriableError(msg)
+
+
+def _remove(folder: Path, links: Sequence[Path]) -> None:
+    """Remove a lease; most often there is nothing in it but its links."""
+    try:
+        for link in links:
+            link.unlink(missing_ok=True)
+        folder.rmdir()
+    except OSError:  # large objects come in folders of their own
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_alive(leases: Path) -> bool:

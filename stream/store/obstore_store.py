@@ -186,12 +186,12 @@ class ObstoreObjectStore:
             if result is None:
                 raise self._missing(key)
             size = int(result.meta["size"])
-            if await anyio.to_thread.run_sync(_is_there, target, size):
-                return target
             partial = anyio.Path(f"{target}.{os.getpid()}.{uuid.uuid4().hex}.partial")
             if size <= _SMALL:
                 data = await self._whole(key, result, size)
                 await anyio.to_thread.run_sync(_write_whole, Path(partial), target, data)
+                return target
+            if await anyio.to_thread.run_sync(_is_there, target, size):
                 return target
             try:
                 await self._download(key, result, partial, size)
@@ -351,6 +351,8 @@ def _is_there(path: Path, size: int) -> bool:
 
 
 def _write_whole(partial: Path, path: Path, data: bytes) -> None:
+    if _is_there(path, len(data)):
+        return
     try:
         partial.write_bytes(data)
         partial.rename(path)

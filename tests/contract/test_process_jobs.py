@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from stream import event_loop
 from stream.failure import FatalError
 from stream.fork_server import job_environment
 from stream.jobs import JobProgress
@@ -78,6 +79,16 @@ class TestProcessJobs(JobRunnerContract):
     ) -> AsyncIterator[ProcessJobRunner]:
         async with ProcessJobRunner(slots=2, log_dir=tmp_path_factory.mktemp("logs"), warm=warm) as runner:
             yield runner
+
+
+def test_jobs_run_and_are_killed_on_the_loop_of_workers(tmp_path: Path) -> None:
+    async def scenario() -> list[str | None]:
+        async with ProcessJobRunner(slots=2, log_dir=tmp_path) as runner:
+            outcomes = [await runner.run(job("echo", text=str(number))) for number in range(3)]
+            outcomes += [await runner.run(job("sleep", wall=0.3)), await runner.run(job("echo", text="after"))]
+        return [None if outcome.failure is None else str(outcome.failure["class"]) for outcome in outcomes]
+
+    assert event_loop.run(scenario) == [None, None, None, "resource", None]
 
 
 class TestProcesses:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,22 @@ class CountingStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
+    async def get(self, key: str) -> bytes | None:
+        async with self.counted(key):
+            return await self.inner.get(key)
+
     async def fetch(self, key: str, cache: Path) -> Path:
+        async with self.counted(key):
+            return await self.inner.fetch(key, cache)
+
+    @asynccontextmanager
+    async def counted(self, key: str) -> AsyncIterator[None]:
         self.fetched.append(key)
         self.together += 1
         self.most_together = max(self.most_together, self.together)
         try:
             await anyio.sleep(self.delay)
-            return await self.inner.fetch(key, cache)
+            yield
         finally:
             self.together -= 1
 
@@ -94,6 +104,26 @@ async def test_a_leased_file_has_the_content_and_its_keys_name(store: CountingSt
             assert all(path.name.endswith("tree.asdf") for path in paths.values())
     assert sorted(store.fetched) == [one.key for one in stored]
     assert [event["outcome"] for event in events] == ["miss", "miss", "hit", "hit"]
+
+
+@pytest.mark.anyio
+async def test_a_large_object_is_checked_kept_and_given_back_too(
+    store: CountingStore, folder: Path, make: Make
+) -> None:
+    size = 1_500_000
+    cache, stored = make(10 * size), await put(store, 1, size)
+    for _ in range(2):
+        async with cache.lease([stored]) as paths:
+            assert paths["1"].read_bytes() == b"\1" * size
+    assert store.fetched == [stored.key]
+    assert [path.name for path in folder.glob(".leases-*/*")] == ["alive"]
+    damaged = await put(store, 2, size)
+    await store.put(damaged.key, b"\3" * size)
+    with pytest.raises(RetriableError, match=r"objects/2/tree\.asdf is damaged"):
+        async with cache.lease([damaged]):
+            pytest.fail("leased")
+    assert [path.name for path in folder.glob(".leases-*/*")] == ["alive"]
+    assert cached(folder) == ["objects/1"]
 
 
 @pytest.mark.anyio

@@ -23,6 +23,7 @@ from typing import Any
 import anyio
 
 from ops import serve as workers_verb
+from stream import event_loop
 from stream import worker as workers_module
 from stream.broker import kafka_errors
 from stream.broker.kafka import KafkaBroker
@@ -410,7 +411,7 @@ async def _tick(watchdog: Watchdog, triggers: Path, clock: SettableClock) -> Non
 def main() -> int:
     config: Configuration = configured(Configuration)
     try:
-        anyio.run(serve, config)
+        event_loop.run(serve, config)
     except BaseExceptionGroup as group:
         logging.getLogger().exception("stopped")
         return 3 if group.subgroup(lambda e: getattr(e, "failure_class", None) is FailureClass.FATAL) else 1

@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 
+from stream import event_loop
 from stream.aggregator import Aggregator, Solved
 from stream.association import AssociationSettings, Close, OnMissing
 from stream.broker.kafka import KafkaBroker
@@ -169,7 +170,7 @@ def last_words(group: BaseException) -> Iterable[str]:
 def main() -> int:
     config: AggregatorConfiguration = configured(AggregatorConfiguration)
     try:
-        anyio.run(serve, config)
+        event_loop.run(serve, config)
     except BaseException as error:
         logging.getLogger().exception("stopped")
         sys.stderr.write("\n".join(last_words(error)) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,52 @@ class TestResults:
         tie_points = manifest.object("tie_points")
         assert tie_points is not None
         assert await store.get(tie_points.key) == b"ties"
+
+    @pytest.mark.anyio
+    async def test_what_was_published_here_lately_is_read_without_a_request(
+        self, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        results = Results(store)
+        manifest = await results.publish(await made(store, "1"))
+        now = time.monotonic()
+        await store.delete(manifest.key)
+        assert await results.read(manifest.key) == manifest
+        with pytest.raises(RetriableError, match="does not exist"):
+            await Results(store).read(manifest.key)
+        monkeypatch.setattr(time, "monotonic", lambda: now + 601)
+        with pytest.raises(RetriableError, match="does not exist"):
+            await results.read(manifest.key)
+
+    @pytest.mark.anyio
+    async def test_only_what_was_put_here_lately_is_trusted_to_be_there(
+        self, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        results = Results(store)
+        inherited = await made(store, "1")
+        file = tmp_path / "data"
+        file.write_bytes(b"numbers")
+        own = StoredObject("own", object_key("e1", "flat_field", "2", "own"), _sha256(b"numbers"), 7, ObjectKind.ARRAY)
+        manifest = replace(inherited, objects=(*inherited.objects, own), attempt="2")
+        await results.publish_made({"files": {own.key: str(file)}, "manifests": [manifest.document()]})
+        now = time.monotonic()
+        for stored in manifest.objects:
+            await store.delete(stored.key)
+        assert sorted(await results.missing(manifest), key=str) == sorted(manifest.objects, key=str)
+        assert own not in await results.missing(manifest, trusting=True)
+        assert len(await results.missing(manifest, trusting=True)) == len(inherited.objects)
+        monkeypatch.setattr(time, "monotonic", lambda: now + 601)
+        assert own in await results.missing(manifest, trusting=True)
+
+    @pytest.mark.anyio
+    async def test_a_look_tells_a_damaged_result_from_one_that_is_not_there(self, store: ObjectStore) -> None:
+        results = Results(store)
+        assert await results.look(ID) == (None, None)
+        manifest = await results.publish(await made(store, "1"))
+        assert await results.look(ID) == (manifest, None)
+        await store.delete(manifest.objects[1].key)
+        assert await results.look(ID) == (None, manifest)
+        again = await results.publish(await made(store, "2"))
+        assert await results.look(ID) == (again, None)
 
     @pytest.mark.anyio
     async def test_the_first_writer_wins_and_the_loser_adopts(self, store: ObjectStore) -> None:
