@@ -69,7 +69,8 @@ class KeptMember:
 
 def _packed(message: Any) -> bytes:
     # Not checked once more: it was a message, or comes from JSON.
-    return zlib.compress(json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode(), level=1)
+    text = json.dumps(message, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return zlib.compress(text.encode(), level=1)
 
 
 @dataclass(slots=True)
