@@ -243,7 +243,7 @@ async def test_few_are_fetched_at_once(store: CountingStore, make: Make) -> None
 
 @pytest.mark.anyio
 async def test_who_wants_many_small_ones_may_have_more_fetched_at_once(store: CountingStore, make: Make) -> None:
-    store.delay = 0.02
+    store.delay = 0.2
     wanted = [await put(store, number) for number in range(10)]
     async with make().lease(wanted, most=7):
         assert store.most_together == 7
