@@ -22,7 +22,7 @@ from tests.faults.light_topology import SESSION
 
 MEMBERS = ("m2", "m3", "m1")
 OK, FAILED, *_ = MemberStatus
-RACES = 40 if FULL else 8
+RACES = 40 if FULL else 16
 CHANGES = 40 if FULL else 12
 SHOWN = 3.0
 
