@@ -68,8 +68,10 @@ class S3Proxy:
     url: str = ""
     rules: list[Rule] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
-    most_together: int = 0
-    """Most requests that were under way at once."""
+    most_stalled: int = 0
+    """Most requests that were held back at once: those that wait are counted, as a client may send the next one while
+    the connection of the last is still being closed."""
+    _stalled: int = 0
     _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     def fail(self, fault: Fault, **what: object) -> Rule:
@@ -84,7 +86,6 @@ class S3Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
-        self.most_together = max(self.most_together, len(self._serving))
         # Cancelled only by `stop`, at the end of the task: asyncio's streams log what a handler raises.
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await self._one(reader, writer)
@@ -109,12 +110,20 @@ class S3Proxy:
             if rule.fault is Fault.CUT:
                 return
             if rule.fault is Fault.STALL:
-                await asyncio.sleep(rule.seconds)
+                await self._stall(rule.seconds)
             if rule.fault is Fault.REPLY:
                 await self._drain(reader, head)
                 await self._answer(writer, rule.status)
                 return
         await self._forward(head, reader, writer, rule)
+
+    async def _stall(self, seconds: float) -> None:
+        self._stalled += 1
+        self.most_stalled = max(self.most_stalled, self._stalled)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._stalled -= 1
 
     async def _forward(
         self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rule: Rule | None

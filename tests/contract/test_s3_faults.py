@@ -203,4 +203,4 @@ async def test_a_cancelled_upload_leaves_no_parts(
 async def test_parts_under_way_are_bounded(store: ObjectStore, proxy: S3Proxy, large: Path) -> None:
     proxy.fail(Fault.STALL, seconds=0.2, path="partNumber=", times=99)
     await store.put("objects/large", large)
-    assert proxy.most_together == LIMITS.parts_together
+    assert proxy.most_stalled == LIMITS.parts_together
