@@ -36,7 +36,7 @@ lint: test-environment
 types: test-environment
 	$(TEST_ENV)/bin/mypy
 
-# In the order of folders, for then the longest are not last. Three for two cores: many tests of faults mostly wait.
+# In the order of collection, for then the longest are not last. Three for two cores: many tests of faults mostly wait.
 TEST_PROCESSES ?= 3
 unit: test-environment
 	$(TEST_ENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)

@@ -16,19 +16,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give mutants another try, which are met by chance, and the slices that CI runs, where a busy machine may decide.
 
     A slice is tried again when a wait was too short or the cluster did not answer the test itself, never for a broken
-    invariant. At full length nothing but a mutant is. Of the mutants of a file a slice meets one.
+    invariant. At full length nothing but a mutant is. Of the mutants of a file a slice meets the one that is marked so.
     """
-    met: set[Path] = set()
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
-        mutant = "show" in item.name
+        mutant = item.get_closest_marker("mutant")
         if mutant or not FULL:
             item.add_marker(pytest.mark.flaky(reruns=2, rerun_except=[] if mutant else ["AssertionError"]))
-        if mutant and not FULL:
-            if item.path in met:
-                item.add_marker(pytest.mark.skip(reason="one mutant of a file beside other tests: make faults"))
-            met.add(item.path)
+        if mutant and not FULL and not mutant.kwargs.get("in_slice"):
+            item.add_marker(pytest.mark.skip(reason="one mutant of a file beside other tests: make faults"))
 
 
 @pytest.fixture(scope="session")

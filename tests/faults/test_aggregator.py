@@ -55,6 +55,7 @@ async def test_killed_with_all_but_one_there_it_closes_once_and_sends_all_on(agg
             assert [close.reason for close in await bench.closes(name)] == [CloseReason.COMPLETE]
 
 
+@pytest.mark.mutant(in_slice=True)
 async def test_mutants_that_killed_aggregators_must_show(aggregators: Benches) -> None:
     mutants = {
         "forgets-members": "while-it-waits",
@@ -92,6 +93,7 @@ async def test_repeats_in_any_order_make_one_close_of_the_same_content(aggregato
         assert len(bench.events("solve")) == ORDERS
 
 
+@pytest.mark.mutant
 async def test_mutants_that_repeats_in_any_order_must_show(aggregators: Benches) -> None:
     mutants = ["counts-messages", "orders-by-arrival"]
     found = await at_the_same_time(mutants, aggregators, told_thrice_in_any_order)
@@ -135,6 +137,7 @@ async def test_failed_late_and_changed_members_are_in_a_revision(aggregators: Be
     assert found == {rule: [] for rule in OnMissing}
 
 
+@pytest.mark.mutant
 async def test_mutants_that_late_and_failed_members_must_show(aggregators: Benches) -> None:
     mutants = {"closes-for-good": OnMissing.ALIGN, "aligns-whoever-failed": OnMissing.FAIL}
     found = await at_the_same_time(
@@ -172,6 +175,7 @@ async def test_who_came_while_it_was_down_past_the_deadline_counts(aggregators: 
         assert [member.status for member in close.members] == ["ok", "ok", "failed", "missing"]
 
 
+@pytest.mark.mutant
 async def test_one_that_closes_before_it_read_its_backlog_shows(aggregators: Benches) -> None:
     async with aggregators("outage").opened(partitions=1) as bench:
         first, *_ = await down_past_the_deadline(bench, "ignores-the-backlog")
@@ -196,6 +200,7 @@ async def test_an_edited_list_supersedes_the_one_before(aggregators: Benches) ->
         assert (old, len(new)) == ([], 1)
 
 
+@pytest.mark.mutant
 async def test_one_that_does_not_look_for_newer_lists_shows(aggregators: Benches) -> None:
     async with aggregators("superseded").opened() as bench:
         old, _ = await superseded(bench, "closes-when-superseded")

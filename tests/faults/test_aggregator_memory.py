@@ -79,6 +79,7 @@ async def test_two_owners_agree_on_one_close_for_each_revision(aggregators: Benc
         assert await two_owners(bench) == []
 
 
+@pytest.mark.mutant(in_slice=True)
 async def test_mutants_that_two_owners_must_show(aggregators: Benches) -> None:
     # The second one shows in few of the races, and in none where other tests take the machine's time.
     mutants = ["overwrites-closes", *(["sends-on-what-is-known"] if FULL else [])]
@@ -128,6 +129,7 @@ async def test_a_changelog_that_is_compacted_while_it_is_written_forgets_nobody(
         assert [close.reason for close in closes] == [CloseReason.COMPLETE]
 
 
+@pytest.mark.mutant
 async def test_one_that_keeps_members_under_one_key_shows(aggregators: Benches) -> None:
     async with aggregators("compacted").opened(partitions=1, changelog=COMPACTED) as bench:
         found, _ = await compacted(bench, "keeps-one-record")
@@ -186,6 +188,7 @@ async def test_a_changelog_that_was_deleted_is_made_anew_from_the_store(aggregat
             assert [close.reason for close in await bench.closes(name)] == [CloseReason.COMPLETE]
 
 
+@pytest.mark.mutant
 async def test_one_that_trusts_in_its_changelog_alone_shows(aggregators: Benches) -> None:
     async with aggregators("lost").opened() as bench:
         before, after = await changelog_lost(bench, "keeps-no-statuses")

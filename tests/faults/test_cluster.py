@@ -69,6 +69,7 @@ async def test_replicas_come_and_go_under_load(bench: Bench) -> None:
             assert sum(rates) / len(rates) >= 0.6 * rates[0]
 
 
+@pytest.mark.mutant(in_slice=True)
 async def test_a_worker_that_keeps_what_was_revoked_shows(bench: Bench) -> None:
     async with bench.opened(partitions=PARTITIONS):
         await bench.ingest(60, seconds=1.5)
@@ -131,6 +132,7 @@ async def test_the_broker_goes_and_comes_back(bench: Bench) -> None:
         assert await bench.problems() == []
 
 
+@pytest.mark.mutant
 async def test_a_worker_that_takes_an_outage_for_fatal_shows(bench: Bench) -> None:
     async with bench.opened():
         worker = bench.start(mutant="takes-an-outage-for-fatal", timings="hasty")
@@ -199,6 +201,7 @@ async def test_a_blocked_event_loop_ends_its_worker_and_another_takes_over(bench
         assert await bench.problems() == []
 
 
+@pytest.mark.mutant
 async def test_without_its_watchdog_a_blocked_worker_shows(bench: Bench) -> None:
     async with bench.opened():
         first = bench.start(mutant="has-no-watchdog")

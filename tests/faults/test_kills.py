@@ -69,6 +69,7 @@ async def test_killed_workers_lose_nothing_and_redo_little(bench: Bench) -> None
         ("counts-attempts-of-dead-workers", ["compute", "compute"]),
     ],
 )
+@pytest.mark.mutant
 async def test_mutants_that_killed_workers_must_show(bench: Bench, mutant: str, phases: list[str]) -> None:
     async with bench.opened():
         await bench.ingest(24)
@@ -101,6 +102,7 @@ async def test_a_worker_that_is_told_to_stop_finishes_within_its_budget(
         assert bench.redone() == redone
 
 
+@pytest.mark.mutant(in_slice=True)
 async def test_a_worker_that_does_not_drain_shows(bench: Bench) -> None:
     async with bench.opened():
         worker = bench.start(drain_seconds=20.0, wall_seconds=60.0, mutant="does-not-drain")
@@ -164,6 +166,7 @@ async def test_a_frozen_worker_that_thaws_makes_nothing_known_of_its_old_life(be
         assert await bench.late_starts() == []
 
 
+@pytest.mark.mutant
 async def test_a_thawed_worker_that_ignores_its_lease_shows(bench: Bench) -> None:
     async with bench.opened(partitions=1):
         await freeze_and_thaw(bench, "ignores-leases")

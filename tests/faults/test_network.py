@@ -114,6 +114,7 @@ async def test_a_publish_that_is_given_up_is_repeated_by_another_producer_under_
         assert {len(set(repeats)) for repeats in messages.values()} == {1}
 
 
+@pytest.mark.mutant
 async def test_a_worker_that_keeps_a_broken_producer_shows(bench: Bench, proxy: KafkaProxy) -> None:
     async with bench.opened(partitions=1):
         made = proxy.seen[Api.INIT_PRODUCER_ID]
@@ -121,6 +122,7 @@ async def test_a_worker_that_keeps_a_broken_producer_shows(bench: Bench, proxy: 
         assert proxy.seen[Api.INIT_PRODUCER_ID] - made == 1
 
 
+@pytest.mark.mutant
 async def test_a_worker_that_names_each_publish_anew_shows(bench: Bench, proxy: KafkaProxy) -> None:
     async with bench.opened(partitions=1):
         await lose_publishes(bench, proxy, mutant="names-each-publish-anew")
@@ -147,6 +149,7 @@ async def test_a_commit_that_was_not_heard_is_made_again(bench: Bench, proxy: Ka
         assert bench.redone() == 0
 
 
+@pytest.mark.mutant(in_slice=True)
 async def test_a_worker_that_takes_unheard_commits_for_done_shows(bench: Bench, proxy: KafkaProxy) -> None:
     async with bench.opened(partitions=1):
         await lose_commits(bench, proxy, mutant="takes-unheard-commits-for-done")
@@ -170,6 +173,7 @@ async def test_a_worker_whose_connections_fell_silent_makes_new_ones(bench: Benc
         assert await bench.problems() == []
 
 
+@pytest.mark.mutant
 async def test_a_worker_without_deadlines_waits_on_silent_connections(bench: Bench, proxy: KafkaProxy) -> None:
     async with bench.opened(partitions=2):
         await fall_silent(bench, proxy, "endless")
@@ -215,6 +219,7 @@ async def test_a_clock_that_jumps_an_hour_delays_nothing(bench: Bench, seconds: 
         assert await bench.problems() == []
 
 
+@pytest.mark.mutant
 async def test_a_worker_that_believes_the_clock_shows(bench: Bench) -> None:
     async with bench.opened(partitions=1):
         await set_the_clock(bench, -3600.0, mutant="believes-the-clock")
@@ -234,6 +239,7 @@ async def test_a_clock_that_is_further_ahead_than_the_broker_takes_ends_its_work
         assert await bench.problems() == []
 
 
+@pytest.mark.mutant
 async def test_a_worker_that_waits_for_the_clock_shows(bench: Bench) -> None:
     async with bench.opened(partitions=1):
         await set_the_clock(bench, 7200.0, mutant="waits-for-the-clock", drain_seconds=0.5)

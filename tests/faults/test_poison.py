@@ -71,6 +71,7 @@ async def test_a_stage_where_everything_fails_is_stopped(bench: Bench) -> None:
         await bench.wait_for(lambda: len(bench.executions()) > buried + 5, 60)
 
 
+@pytest.mark.mutant(in_slice=True)
 async def test_without_its_breaker_a_bad_stage_drains_its_topic(bench: Bench) -> None:
     async with bench.opened(partitions=1):
         bench.start(breaker=False)
@@ -79,6 +80,7 @@ async def test_without_its_breaker_a_bad_stage_drains_its_topic(bench: Bench) ->
         assert len(await bench.dead_letters()) == 12
 
 
+@pytest.mark.mutant
 async def test_a_worker_that_buries_what_it_understood_shows(bench: Bench) -> None:
     async with bench.opened(partitions=1):
         bench.start(mutant="buries-what-it-understood")
@@ -89,6 +91,7 @@ async def test_a_worker_that_buries_what_it_understood_shows(bench: Bench) -> No
         assert letter.value != undecodable
 
 
+@pytest.mark.mutant
 async def test_a_worker_without_limits_shows(bench: Bench) -> None:
     async with bench.opened(partitions=1):
         bench.start(mutant="has-no-limits", wall_seconds=1.0, drain_seconds=1.0)

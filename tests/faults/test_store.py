@@ -73,6 +73,7 @@ async def test_bursts_of_refusals_and_stalls_are_waited_out(bench: Bench, proxy:
         assert await bench.problems() == []
 
 
+@pytest.mark.mutant
 async def test_a_worker_without_deadlines_waits_for_a_store_that_stalls(bench: Bench, proxy: S3Proxy) -> None:
     async with bench.opened(partitions=1):
         rule = proxy.fail(Fault.STALL, path="/objects/", seconds=3600.0)
@@ -99,6 +100,7 @@ async def test_own_objects_are_adopted_when_the_reply_to_a_put_was_lost(bench: B
         assert await outcomes(bench) == {Outcome.DONE: len(STAGES) * INPUTS}  # none is left open, none was repeated
 
 
+@pytest.mark.mutant(in_slice=True)
 async def test_a_worker_that_trusts_a_refused_creation_shows(bench: Bench, proxy: S3Proxy) -> None:
     async with bench.opened(partitions=2):
         await lose_replies(bench, proxy, mutant="trusts-a-refused-creation")
@@ -121,6 +123,7 @@ async def test_payloads_that_come_short_are_found_and_fetched_again(bench: Bench
         assert await bench.problems() == []
 
 
+@pytest.mark.mutant
 async def test_a_worker_that_reads_without_checking_shows(bench: Bench, proxy: S3Proxy) -> None:
     async with bench.opened(partitions=2):
         await cut_short(bench, proxy, mutant="reads-without-checking")
@@ -150,6 +153,7 @@ async def test_a_store_that_refuses_stops_the_worker_and_no_exposure_is_blamed(
         assert await bench.problems() == []
 
 
+@pytest.mark.mutant
 async def test_a_worker_that_takes_a_refusal_for_a_bad_exposure_shows(bench: Bench, proxy: S3Proxy) -> None:
     async with bench.opened(partitions=1):
         await bench.ingest(INPUTS)
@@ -195,6 +199,7 @@ async def test_a_full_disk_stops_the_worker_and_no_exposure_is_blamed(bench: Ben
 
 
 @needs_mounts
+@pytest.mark.mutant
 async def test_a_worker_that_takes_a_full_disk_for_a_bad_exposure_shows(bench: Bench) -> None:
     async with bench.opened(partitions=1):
         await bench.ingest(INPUTS + 4)
