@@ -66,7 +66,7 @@ PARITY_DIR := $(CURDIR)/.cache/parity
 parity: test-environment
 	rm -rf $(PARITY_DIR)
 	RAMPSTREAM_PARITY=$(RAMPSTREAM_PARITY) RAMPSTREAM_PARITY_RECORDS=$(PARITY_DIR) \
-		$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope tests/parity
+		$(TEST_ENV)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests/parity
 	$(TEST_ENV)/bin/python -m tests.parity.page $(PARITY_DIR)
 
 bench: test-environment
