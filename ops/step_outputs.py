@@ -135,12 +135,10 @@ class StepOutputs:
     async def _output(self, root: Message, stage: str, identity: str | None, folder: Path) -> Path | None:
         what = f"{folder.name}/{stage}"
         note = await self._note(root.exposure, what)
-        if identity is not None and note.get("identity") == identity:
-            if note["name"] is None:
-                return None
-            target: Path = folder / note["name"]
-            if await anyio.to_thread.run_sync(_is, target, note["digest"]):
-                return target
+        if identity is not None and note.get("identity") == identity and note["name"] is None:
+            return None
+        if (kept := await _kept(note, identity, folder)) is not None:
+            return kept
         attempt = f"output-{uuid.uuid4().hex[:12]}"
         found = await self._work.result_of(root, stage, attempt=attempt)
         if found is None or _was_skipped(found):
@@ -170,11 +168,8 @@ class StepOutputs:
             return None
         identity = await anyio.to_thread.run_sync(digest_file, product)
         what = f"{folder.name}/{stage}"
-        note = await self._note(exposure, what)
-        if note.get("identity") == identity:
-            target: Path = folder / note["name"]
-            if await anyio.to_thread.run_sync(_is, target, note["digest"]):
-                return target
+        if (kept := await _kept(await self._note(exposure, what), identity, folder)) is not None:
+            return kept
         staging = self._staging(f"output-{uuid.uuid4().hex[:12]}")
         try:
             arguments = {"product": str(product), "stage": stage, "out_dir": str(staging)}
@@ -215,6 +210,14 @@ def _was_skipped(result: Manifest) -> bool:
     """Whether the result's stage was left out by its parameters."""
     steps = result.extra.get("steps", ())
     return bool(steps) and bool(steps[-1]["parameters"].get("skip"))
+
+
+async def _kept(note: dict[str, Any], identity: str | None, folder: Path) -> Path | None:
+    """The file that a note tells of, where it is that of this result and still as it was written."""
+    if identity is None or note.get("identity") != identity:
+        return None
+    path: Path = folder / note["name"]
+    return path if await anyio.to_thread.run_sync(_is, path, note["digest"]) else None
 
 
 def _is(path: Path, digest: str) -> bool:
