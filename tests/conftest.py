@@ -147,6 +147,14 @@ def run_in_process(simulated: Simulated, inputs: Sequence[Path], out: Path, *opt
     return report
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """Content digest of each product in a folder, or in those below it, by its name."""
+    from stages.finalize.content_digest import content_digest
+
+    products = [path for path in sorted(folder.rglob("r*_*.*")) if path.is_file() and ".rampstream" not in path.parts]
+    return {path.name: content_digest(path) for path in products}
+
+
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
     """One imaging exposure of WFI01 on a frame of few rows."""

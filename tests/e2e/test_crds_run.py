@@ -6,22 +6,17 @@ Also by workers on Kafka and S3, where the context was published and no worker h
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ops import cli
 from stages.asdf_container import open_container, plain
 from stages.crds_context import client_version
-from tests.conftest import Simulated, run_in_process
-from tests.e2e.test_presets_distributed import digests
+from tests.conftest import Simulated, digests, run_in_process
+from tests.e2e.site import Servers, Site
 from tests.oracle.crds_cache import CONTEXT, make_cache
-from tests.servers import kafka_cluster, s3_server
 from tests.stages.small_crds import write_parameters
 
 REFERENCES = ("--references", f"crds://{CONTEXT}")
@@ -97,39 +92,18 @@ def test_a_run_from_a_context_shares_results_with_one_from_a_folder(
 
 
 def test_workers_without_a_cache_make_the_products_of_a_run_from_one(
-    simulated: Simulated, cache: Path, alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulated: Simulated, cache: Path, alone: Alone, servers: Servers, tmp_path: Path
 ) -> None:
-    def say(*words: str | Path) -> None:
-        assert cli.main([*map(str, words)]) == 0
-
     url = "s3://rampstream/references"
-    for name in [name for name in os.environ if name.startswith("CRDS_")]:
-        monkeypatch.delenv(name)
-    with kafka_cluster(tmp_path / "kafka") as cluster, s3_server(tmp_path / "s3") as s3:
-        told = {
-            "BROKER": cluster.url,
-            "STORE": "s3://rampstream/store",
-            "PARTITIONS": "2",
-            "WORK": f"{tmp_path}/client",
-        }
-        for name, value in (s3.environment | {f"RAMPSTREAM_{key}": text for key, text in told.items()}).items():
-            monkeypatch.setenv(name, value)
-        say("references", "push", REFERENCES[1], url, *simulated.exposures, "--crds-path", cache)
-        say("topics", "apply", "--preset", "fused", "--references", url, "--gaia", simulated.gaia)
-        with (tmp_path / "worker.log").open("wb") as log:
-            words = [sys.executable, "-m", "ops.cli", "worker", "--work", str(tmp_path / "worker")]
-            worker = subprocess.Popen(words, stdout=log, stderr=log)
-            try:
-                say("ingest", *simulated.exposures)
-                say("status", "--wait", "300")
-            finally:
-                worker.send_signal(signal.SIGTERM)
-                status = worker.wait(60)
-        assert status == 0, (tmp_path / "worker.log").read_text()
-        say("products", "--out", tmp_path / "products")
+    without = {name: value for name, value in os.environ.items() if not name.startswith("CRDS_")}
+    site = Site(tmp_path, "without-cache", servers, without)
+    site("references", "push", REFERENCES[1], url, *simulated.exposures, "--crds-path", cache)
+    site("topics", "apply", "--preset", "fused", "--references", url, "--gaia", simulated.gaia)
+    site.ingest_and_wait(*simulated.exposures)
+    products = site.products()
     assert len(alone.products) == 4
-    assert digests(tmp_path / "products") == alone.products
-    assert meta_of(tmp_path / "products", "cal")["ref_file"] == alone.recorded
+    assert digests(products) == alone.products
+    assert meta_of(products, "cal")["ref_file"] == alone.recorded
 
 
 def test_a_missing_file_fails_the_exposures_that_need_it_by_name(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.finalize.content_digest import content_digest
+from tests.conftest import digests
 from tests.faults.bench_of_workers import FULL
 from tests.servers import free_port
 
@@ -29,10 +29,6 @@ stop() {
 }
 trap stop EXIT
 """
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: content_digest(path) for path in sorted(folder.rglob("r*_*.*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")

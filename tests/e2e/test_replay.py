@@ -16,14 +16,9 @@ import pytest
 from ops.cli import main
 from ops.connect import connected
 from ops.settings import RunSettings
-from stages.finalize.content_digest import content_digest
-from tests.conftest import Simulated, share_warm_server
+from tests.conftest import Simulated, digests, share_warm_server
 
 IMAGES = ["assign_wcs", "photom", "flat_field", "source_catalog"]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: content_digest(path) for path in sorted(folder.rglob("r*_*.*")) if path.is_file()}
 
 
 class Live:

@@ -16,17 +16,12 @@ import anyio
 import pytest
 
 from ops.judge import judge
-from stages.finalize.content_digest import content_digest
 from stream.broker.embedded import EmbeddedBroker
 from stream.broker.protocol import Record
 from stream.topology import product_event_topic_name
-from tests.conftest import Simulated, command, run_command, run_in_process, without_warm_server
+from tests.conftest import Simulated, command, digests, run_command, run_in_process, without_warm_server
 
 SUFFIXES = ("_cal.asdf", "_cat.parquet", "_segm.asdf", "_wcs.asdf")
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: content_digest(path) for path in sorted(folder.glob("r*_*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
