@@ -40,6 +40,7 @@ from bench.association_solve import Configuration as Solve
 from bench.memory import Measured, run_measured
 from stream.identity import association_id, hash_parts
 from stream.message import MemberMessage, MemberStatus
+from stream.process_end import run_process
 from stream.results import object_key
 from stream.store.obstore_store import open_store
 from stream.together import together
@@ -268,4 +269,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(main))

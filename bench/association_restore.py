@@ -31,6 +31,7 @@ from stream.identity import hash_parts
 from stream.member_list import MemberList, put_member_list
 from stream.member_statuses import KeptMember
 from stream.message import MemberMessage, MemberStatus, Message
+from stream.process_end import run_process
 from stream.router import Router, run_topics
 from stream.store.obstore_store import open_store
 from stream.together import together
@@ -215,6 +216,11 @@ async def _nobody_abandons(message: Message, reason: str) -> None:
     raise AssertionError(message.exposure, reason)
 
 
-if __name__ == "__main__":
+def main() -> int:
     found = asyncio.run(restore(Configuration(**json.loads(Path(sys.argv[1]).read_text()))))
     sys.stdout.write(json.dumps(asdict(found)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_process(main))

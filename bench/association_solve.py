@@ -26,6 +26,7 @@ from ops.table import build_pipeline
 from stream.association import Close, ClosedMember, CloseOutcome, CloseReason
 from stream.identity import canonical_json
 from stream.message import MemberMessage
+from stream.process_end import run_process
 from stream.process_runner import ProcessJobRunner
 from stream.results import Results, file_digest
 from stream.store.cache import ObjectCache
@@ -115,6 +116,11 @@ def _close(association: str, messages: dict[str, MemberMessage]) -> Close:
     return Close(association, 1, CloseReason.COMPLETE, CloseOutcome.ALIGN, members)
 
 
-if __name__ == "__main__":
+def main() -> int:
     found = asyncio.run(solve(Configuration(**json.loads(Path(sys.argv[1]).read_text()))))
     sys.stdout.write(json.dumps(asdict(found)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_process(main))

@@ -28,6 +28,7 @@ from stream.clock import SystemClock
 from stream.identity import chain, root_identity
 from stream.jobs import Job
 from stream.message import MemberStatus, Message
+from stream.process_end import run_process
 from stream.process_runner import ProcessJobRunner
 from stream.results import Manifest, ObjectKind, Results, StoredObject, file_digest, object_key
 from stream.retry import Breaker, RetryPolicy
@@ -210,5 +211,10 @@ async def serve(config: Configuration) -> None:
     (Path(config.work) / "costs.json").write_text(json.dumps(asdict(costs)))
 
 
-if __name__ == "__main__":
+def main() -> int:
     event_loop.run(serve, Configuration(**json.loads(Path(sys.argv[1]).read_text())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_process(main))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ops.gaia_option import add_gaia
 from stream.failure import Failure, FatalError, RetriableError
+from stream.process_end import run_process
 
-__all__ = ["main", "parse"]
+__all__ = ["entry", "main", "parse"]
 
 STOPPED = 1
 """Exit status when the engine had to stop (disk full, no permission, no broker): the work so far is kept."""
@@ -146,5 +147,10 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
+def entry() -> int:
+    """Run one verb as a process of its own, which ends with it."""
+    return run_process(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

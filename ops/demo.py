@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ops import cli
 from ops.judge import judge
+from stream.process_end import run_process
 
 __all__ = ["main"]
 
@@ -68,4 +69,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(main))

@@ -45,7 +45,7 @@ class Site:
         """Say a verb; what it printed."""
         command = [sys.executable, "-m", "ops.cli", *map(str, words)]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
         return done.stdout
 
     def apply(self, simulated: Simulated, *words: str | Path, preset: str = "fused") -> None:

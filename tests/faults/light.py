@@ -37,6 +37,7 @@ from stream.inbox import Inbox
 from stream.jobs import Job
 from stream.lease import Lease
 from stream.message import Message
+from stream.process_end import run_process
 from stream.process_runner import ProcessJobRunner
 from stream.results import Manifest, ObjectKind, Results, StoredObject, file_digest, object_key
 from stream.retry import Attempt, Breaker, Outcome, RetryPolicy
@@ -422,4 +423,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(main))

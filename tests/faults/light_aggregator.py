@@ -27,6 +27,7 @@ from stream.broker.protocol import TopicPartition
 from stream.clock import SystemClock
 from stream.identity import hash_parts
 from stream.message import MemberMessage, MemberStatus, Message
+from stream.process_end import run_process
 from stream.results import result_key
 from stream.router import Router
 from stream.store.obstore_store import open_store
@@ -179,4 +180,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(main))
