@@ -18,6 +18,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from stream.failure import FatalError
+from stream.log_tail import log_tail
 from stream.warm_server import CODE
 
 __all__ = ["Child", "ForkServer", "job_environment"]
@@ -288,7 +289,7 @@ class ForkServer:
         self._process = None
 
     def _log_tail(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
+        return "\n".join(log_tail(self._log))
 
 
 async def _packet(control: socket.socket) -> bytes:

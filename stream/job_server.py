@@ -20,13 +20,13 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from stream import job_process
+from stream.forked import end_with
 
 __all__ = ["die_with", "main", "preload", "run"]
 
@@ -124,31 +124,22 @@ class _Server:
     def _spawn(self, descriptor: int) -> int:
         server = os.getpid()
         pid = os.fork()
-        if pid:
-            os.close(descriptor)
-            with suppress(OSError):
-                os.setpgid(pid, pid)  # both sides do it, so that neither can come too early
-            self._children.add(pid)
-            return pid
-        code = 1
-        try:
-            os.setpgid(0, 0)
-            die_with(server)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for end in (self._control, self._woken, self._waker):
-                end.close()
-            job_process.serve(socket.socket(fileno=descriptor))
-            code = 0
-        except BrokenPipeError:
-            code = 0
-        except BaseException:  # noqa: BLE001 - a child must never return into the server's loop
-            traceback.print_exc()
-        finally:
-            with suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+        if pid == 0:
+            end_with(lambda: self._become_job_process(descriptor, server))
+        os.close(descriptor)
+        with suppress(OSError):
+            os.setpgid(pid, pid)  # both sides do it, so that neither can come too early
+        self._children.add(pid)
+        return pid
+
+    def _become_job_process(self, descriptor: int, server: int) -> None:
+        os.setpgid(0, 0)
+        die_with(server)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for end in (self._control, self._woken, self._waker):
+            end.close()
+        job_process.serve(socket.socket(fileno=descriptor))
 
     def _reap(self) -> bool:
         with suppress(BlockingIOError):

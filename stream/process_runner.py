@@ -25,6 +25,7 @@ from stream.failure import FailureClass
 from stream.fork_server import Child, ForkServer
 from stream.job_process import FRAME_HEADER, encode_frame
 from stream.jobs import Job, JobOutcome, JobProgress, Progress
+from stream.log_tail import log_tail
 from stream.precedence import Tokens
 from stream.process_memory import oom_kills, process_memory
 
@@ -43,8 +44,6 @@ _REAP_SECONDS = 10.0
 
 # Long enough for faulthandler to write the stacks of a few threads.
 _STACKS_SECONDS = 0.2
-
-_TAIL_LINES = 20
 
 
 class ProcessJobRunner:
@@ -208,7 +207,7 @@ class ProcessJobRunner:
         if not printed:
             log.unlink(missing_ok=True)
         if failure is not None:
-            tail = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if printed else []
+            tail = log_tail(log) if printed else []
             failure = {**failure, "log": str(log) if printed else None, "log_tail": tail}
         return JobOutcome(
             result=ending.result,

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from stream import job_server
+from stream.forked import end_with
 
 __all__ = ["CODE", "main"]
 
@@ -93,7 +94,8 @@ def _answer(connection: socket.socket, listener: socket.socket) -> None:
         server = os.getpid()
         if os.fork() == 0:
             listener.close()
-            _become_job_server(asked, connection, descriptors[0], server)
+            log = descriptors[0]
+            end_with(lambda: _become_job_server(asked, connection, log, server))
     except (OSError, ValueError, KeyError):
         traceback.print_exc()
     finally:
@@ -102,29 +104,19 @@ def _answer(connection: socket.socket, listener: socket.socket) -> None:
 
 
 def _become_job_server(asked: dict[str, Any], control: socket.socket, log: int, server: int) -> None:
-    code = 1
-    try:
-        job_server.die_with(server)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((nothing, 0), (log, 1), (log, 2)):
-            os.dup2(source, target)
-        os.close(nothing)
-        os.close(log)
-        os.chdir(asked["folder"])
-        os.environ.clear()
-        os.environ.update(asked["environment"])
-        sys.path[:] = asked["path"]
-        job_server.run(control, asked["preload"])
-        code = 0
-    except BaseException:  # noqa: BLE001 - a child must never return into the server's loop
-        traceback.print_exc()
-    finally:
-        with suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+    job_server.die_with(server)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(nothing)
+    os.close(log)
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    sys.path[:] = asked["path"]
+    job_server.run(control, asked["preload"])
 
 
 if __name__ == "__main__":
