@@ -6,6 +6,8 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from subprocess import Popen
 from typing import Any
 
 import anyio
@@ -14,8 +16,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from stream.association import Close, CloseReason
 from stream.failure import RetriableError
-from stream.message import MemberStatus
-from tests.faults.bench_of_aggregators import AggregatorBench, at_the_same_time
+from stream.message import MemberMessage, MemberStatus
+from tests.faults.bench_of_aggregators import AggregatorBench
 from tests.faults.bench_of_workers import FULL
 from tests.faults.light_aggregator import Memory
 from tests.faults.light_topology import SESSION
@@ -31,40 +33,69 @@ pytestmark = pytest.mark.anyio
 Benches = Callable[[str], AggregatorBench]
 
 
-async def two_owners(bench: AggregatorBench, *faults: str) -> list[str]:
-    """Freeze an owner; thawed, it takes the partition back or not. Both go on believing that it is theirs.
+@dataclass(frozen=True)
+class Owners:
+    """An aggregator that was frozen, another that has its partition now, and what both know of."""
 
-    Last members come about when the deadlines pass.
-    """
-    deadline = SESSION + 5.0
-    names = [await bench.announce(f"a{number}", *MEMBERS) for number in range(RACES)]
+    frozen: Popen[bytes]
+    other: Popen[bytes]
+    names: list[str]
+    due: float
+    """Unix time of the last deadline."""
+
+    def thaw(self) -> None:
+        self.frozen.send_signal(signal.SIGCONT)
+
+    def last_members(self, bench: AggregatorBench) -> list[MemberMessage]:
+        return [bench.message(name, MEMBERS[2]) for name in self.names]
+
+
+async def frozen_owner(bench: AggregatorBench, *faults: str, associations: int, deadline: float) -> Owners:
+    """Freeze an owner that knows all members but one; thawed, it goes on believing that the partition is its own."""
+    names = [await bench.announce(f"a{number}", *MEMBERS) for number in range(associations)]
     options: dict[str, Any] = {"faults": ["believes-it-owns", *faults], "deadline": deadline, "solve_seconds": 0.2}
     first = bench.start(**options)
     await bench.until("restored", worker=first)
     second = bench.start(**options)
     await bench.until("restored", 2, worker=first)  # it keeps the partition when the second one joins
     await bench.send(*(bench.message(name, member) for name in names for member in MEMBERS[:2]))
-    await bench.until("member", 2 * RACES)
+    await bench.until("member", 2 * associations)
     await bench.done()
     due = max(memory.deadline_at or 0.0 for memory in (await bench.memory()).values())
     first.send_signal(signal.SIGSTOP)
     await bench.until("restored", worker=second)
-    first.send_signal(signal.SIGCONT)
     if time.time() > due - 1.0:
         raise TimeoutError("the deadlines passed before there were two owners")
-    last = [bench.message(name, MEMBERS[2]) for name in names]
+    return Owners(first, second, names, due)
+
+
+async def two_owners(bench: AggregatorBench, *faults: str) -> list[str]:
+    """Have the last members come about when the deadlines pass, to two owners."""
+    owners = await frozen_owner(bench, *faults, associations=RACES, deadline=SESSION + 5.0)
+    owners.thaw()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_look_at_closes, bench)
-        for number, message in enumerate(last):
+        for number, message in enumerate(owners.last_members(bench)):
             # From well before the deadlines to a little after them: some find the association open at both owners.
-            at = due - 0.6 + number / RACES
+            at = owners.due - 0.6 + number / RACES
             await anyio.sleep(max(0.0, at - time.time()))
             await bench.send(message)
-        for worker in (first, second):
+        for worker in (owners.frozen, owners.other):
             await bench.until("dispatched", worker=worker)
         found = await bench.settled(SHOWN if faults else 30.0)
         tasks.cancel_scope.cancel()
     return found
+
+
+async def thawed_when_it_is_closed(bench: AggregatorBench, *faults: str) -> list[str]:
+    """Have the last members come to one owner; the other one wakes after the deadlines, and knows nothing of them."""
+    owners = await frozen_owner(bench, *faults, associations=4, deadline=SESSION + 10.0)
+    await bench.send(*owners.last_members(bench))
+    await bench.until("dispatched", len(owners.names), worker=owners.other)
+    await anyio.sleep(max(0.0, owners.due - time.time()))
+    owners.thaw()
+    await bench.until("dispatched", len(owners.names), worker=owners.frozen)
+    return await bench.settled(SHOWN if faults else 30.0)
 
 
 async def _look_at_closes(bench: AggregatorBench) -> None:
@@ -79,12 +110,21 @@ async def test_two_owners_agree_on_one_close_for_each_revision(aggregators: Benc
         assert await two_owners(bench) == []
 
 
+async def test_an_owner_sends_on_a_close_of_another_with_members_that_it_never_saw(aggregators: Benches) -> None:
+    async with aggregators("thawed").opened(partitions=1) as bench:
+        assert await thawed_when_it_is_closed(bench) == []
+
+
 @pytest.mark.mutant(in_slice=True)
-async def test_mutants_that_two_owners_must_show(aggregators: Benches) -> None:
-    # The second one shows in few of the races, and in none where other tests take the machine's time.
-    mutants = ["overwrites-closes", *(["sends-on-what-is-known"] if FULL else [])]
-    found = await at_the_same_time(mutants, aggregators, two_owners, partitions=1)
-    assert all(found.values()), found
+async def test_a_mutant_that_two_owners_must_show(aggregators: Benches) -> None:
+    async with aggregators("overwrites-closes").opened(partitions=1) as bench:
+        assert await two_owners(bench, "overwrites-closes")
+
+
+@pytest.mark.mutant
+async def test_one_that_sends_on_what_it_happens_to_know_shows(aggregators: Benches) -> None:
+    async with aggregators("sends-on-what-is-known").opened(partitions=1) as bench:
+        assert await thawed_when_it_is_closed(bench, "sends-on-what-is-known")
 
 
 COMPACTED = {
