@@ -30,9 +30,9 @@ sys.exit(run_process(main) if sys.argv[2] == "left" else main())
 """Ends while the store's threads still hand results over."""
 
 
-def ended(source: str, *words: str | Path, stdout: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+def ended(source: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", source, *map(str, words)]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
