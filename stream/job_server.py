@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from stream import job_process
-from stream.forked import end_with
+from stream.process_end import end_forked
 
 __all__ = ["die_with", "main", "preload", "run"]
 
@@ -125,7 +125,7 @@ class _Server:
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            end_with(lambda: self._become_job_process(descriptor, server))
+            end_forked(lambda: self._become_job_process(descriptor, server))
         os.close(descriptor)
         with suppress(OSError):
             os.setpgid(pid, pid)  # both sides do it, so that neither can come too early

@@ -47,8 +47,10 @@ def log_tail(path: Path) -> list[str]:
         log.seek(max(0, size - _READ_BYTES))
         text = log.read().decode(errors="replace")
     lines = [line for line in _shortened(text.splitlines()) if line and not line.startswith(_NO_NEWS)]
-    stacks = [index for index, line in enumerate(lines) if _of_stack(line)]
-    words = [index for index, line in enumerate(lines) if not _of_stack(line)]
+    words: list[int] = []
+    stacks: list[int] = []
+    for index, line in enumerate(lines):
+        (stacks if _of_stack(line) else words).append(index)
     return [lines[index] for index in sorted(words[-_WORDS:] + stacks[-_STACK_LINES:])]
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from stream import job_server
-from stream.forked import end_with
+from stream.process_end import end_forked
 
 __all__ = ["CODE", "main"]
 
@@ -95,7 +95,7 @@ def _answer(connection: socket.socket, listener: socket.socket) -> None:
         if os.fork() == 0:
             listener.close()
             log = descriptors[0]
-            end_with(lambda: _become_job_server(asked, connection, log, server))
+            end_forked(lambda: _become_job_server(asked, connection, log, server))
     except (OSError, ValueError, KeyError):
         traceback.print_exc()
     finally:
