@@ -16,7 +16,7 @@ from stream.failure import PermanentError
 from stream.member_list import MemberList
 from stream.message import MemberStatus, Message
 from stream.metrics import Metrics
-from tests.ops.test_associations import ID, MEMBERS, Served, Site, announced, prepared
+from tests.ops.test_associations import ID, MEMBERS, Served, Site, announced
 
 Apply = Callable[[str], Site]
 
@@ -24,8 +24,7 @@ Apply = Callable[[str], Site]
 @pytest.fixture
 def apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Apply:
     """Define a run by what a settings file says of associations, with one of three members."""
-    prepared(tmp_path, monkeypatch)
-    return lambda rules: announced(tmp_path, capsys, rules, partitions=1)
+    return lambda rules: announced(tmp_path, monkeypatch, capsys, rules, partitions=1)
 
 
 def told_of_closing(site: Site) -> tuple[Any, ...]:

@@ -16,7 +16,6 @@ from ops.connect import Connection, connected, view_run
 from ops.engine import status_of
 from ops.product_sets import ProductSet, ProductSets
 from ops.serve import association_settings
-from ops.settings import RunSettings
 from stream.aggregator import Aggregator, Solved
 from stream.association import Close
 from stream.broker.protocol import Record
@@ -27,6 +26,7 @@ from stream.message import MemberMessage, MemberStatus, Message, OrderAction, Or
 from stream.results import Manifest, ObjectKind, StoredObject
 from stream.router import Router
 from stream.topology import dead_letter_topic_name, product_event_topic_name
+from tests.ops.small_run import define_run, settings_in
 from tests.servers import KafkaCluster, kafka_cluster
 
 MEMBERS = ("r1_wfi01", "r1_wfi02", "r1_wfi03")
@@ -38,7 +38,7 @@ class Site:
     """A run that is set up, in a folder; each verb opens it anew, as an operator's would."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.settings = RunSettings(store=str(folder / "store"), work=folder / "work")
+        self.settings = settings_in(folder)
         self.events: list[dict[str, Any]] = []
         self._capsys = capsys
 
@@ -153,20 +153,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
         yield running
 
 
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a run is defined with, and where it is."""
-    monkeypatch.setenv("RAMPSTREAM_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("RAMPSTREAM_WORK", str(tmp_path / "work"))
-    (tmp_path / "references").mkdir()
-    (tmp_path / "gaia.csv").touch()
-
-
-def announced(tmp_path: Path, capsys: pytest.CaptureFixture[str], rules: str, *, partitions: int) -> Site:
+def announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rules: str, *, partitions: int
+) -> Site:
     """A run whose settings file says something of associations, with one of three members."""
-    config = tmp_path / "run.toml"
-    config.write_text(f"[associations]\n{rules}\n")
-    words = ["--references", str(tmp_path / "references"), "--gaia", str(tmp_path / "gaia.csv"), "--preset", "fused"]
-    assert main(["topics", "apply", *words, "--partitions", str(partitions), "--config", str(config)]) == 0
+    define_run(tmp_path, monkeypatch, partitions=partitions, rules=rules)
     site = Site(tmp_path, capsys)
 
     async def announce() -> None:
@@ -187,8 +178,7 @@ def site(
     """A run on the embedded broker; on Kafka where a test says so."""
     if getattr(request, "param", "embedded") == "kafka":
         monkeypatch.setenv("RAMPSTREAM_BROKER", request.getfixturevalue("cluster").url)
-    prepared(tmp_path, monkeypatch)
-    return announced(tmp_path, capsys, 'on_missing = "fail"\ndeadline = 3600', partitions=2)
+    return announced(tmp_path, monkeypatch, capsys, 'on_missing = "fail"\ndeadline = 3600', partitions=2)
 
 
 def test_the_list_tells_who_came_and_who_is_waited_for_without_an_aggregator(site: Site) -> None:

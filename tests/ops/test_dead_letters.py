@@ -12,7 +12,6 @@ import pytest
 
 from ops.cli import main
 from ops.connect import connected
-from ops.settings import RunSettings
 from stream.broker.protocol import NOT_BEFORE, Record
 from stream.clock import SystemClock
 from stream.dead_letters import bury
@@ -20,6 +19,7 @@ from stream.identity import root_identity
 from stream.message import Message
 from stream.retry import Outcome
 from stream.run_records import Attempts
+from tests.ops.small_run import define_run, records_of, settings_in
 
 EXPOSURE = "r0000101001001001001_0001_wfi01"
 IDENTITY = root_identity(EXPOSURE, "0" * 64)
@@ -30,7 +30,7 @@ class Site:
     """A run with dead letters."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.settings = RunSettings(store=str(folder / "store"), work=folder / "work")
+        self.settings = settings_in(folder)
         self._capsys = capsys
 
     def said(self, *words: str, status: int = 0) -> str:
@@ -44,23 +44,13 @@ class Site:
         return found
 
     def records(self, topic: str) -> list[Record]:
-        async def read() -> list[Record]:
-            async with connected(self.settings) as connection:
-                ((first, end),) = (await connection.broker.extents(topic)).values()
-                return list(await connection.broker.read(topic, 0, first, end))
-
-        return anyio.run(read)
+        return anyio.run(records_of, self.settings, topic)
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Site:
     """One message that failed after three attempts, on a retry topic, and one that nobody could read."""
-    monkeypatch.setenv("RAMPSTREAM_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("RAMPSTREAM_WORK", str(tmp_path / "work"))
-    (tmp_path / "references").mkdir()
-    (tmp_path / "gaia.csv").touch()
-    words = ["--references", str(tmp_path / "references"), "--gaia", str(tmp_path / "gaia.csv"), "--preset", "balanced"]
-    assert main(["topics", "apply", *words, "--partitions", "1"]) == 0
+    define_run(tmp_path, monkeypatch, preset="balanced")
     site = Site(tmp_path, capsys)
     message = Message(
         run="prompt", exposure=EXPOSURE, stage="assign_wcs", identity=IDENTITY,

@@ -12,13 +12,14 @@ import pytest
 from ops import ingesting
 from ops.cli import main, parse
 from ops.connect import connected
-from ops.settings import RunSettings, load_settings
+from ops.settings import load_settings
 from ops.work import ingest_key
 from stages.product_names import split_detector
 from stream.failure import PermanentError
 from stream.identity import association_id
 from stream.member_list import MemberList, read_member_list
 from stream.message import Message
+from tests.ops.small_run import define_run, records_of, settings_in
 from tests.stages.input_files import complete_meta, write_l1
 
 EXPOSURE = "r0000101001001001001_0001"
@@ -33,22 +34,13 @@ def l1(folder: Path, detector: int, exposure: str = EXPOSURE) -> Path:
 
 def messages(tmp_path: Path) -> dict[str, tuple[str, ...]]:
     """Associations of each exposure that was announced, in the newest message about it."""
-
-    async def read() -> dict[str, tuple[str, ...]]:
-        async with connected(RunSettings(store=str(tmp_path / "store"), work=tmp_path / "work")) as connection:
-            found: dict[str, tuple[str, ...]] = {}
-            for partition, (first, end) in (await connection.broker.extents("prompt.dq_init")).items():
-                for record in await connection.broker.read("prompt.dq_init", partition, first, end):
-                    message = Message.from_record(record)
-                    found[message.exposure] = message.associations
-            return found
-
-    return anyio.run(read)
+    records = anyio.run(records_of, settings_in(tmp_path), "prompt.dq_init")
+    return {message.exposure: message.associations for message in map(Message.from_record, records)}
 
 
 def member_list(tmp_path: Path, association: str) -> MemberList:
     async def read() -> MemberList:
-        async with connected(RunSettings(store=str(tmp_path / "store"), work=tmp_path / "work")) as connection:
+        async with connected(settings_in(tmp_path)) as connection:
             return await read_member_list(connection.store, "prompt", association)
 
     return anyio.run(read)
@@ -56,12 +48,7 @@ def member_list(tmp_path: Path, association: str) -> MemberList:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RAMPSTREAM_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("RAMPSTREAM_WORK", str(tmp_path / "work"))
-    (tmp_path / "references").mkdir()
-    (tmp_path / "gaia.csv").touch()
-    words = ["--references", str(tmp_path / "references"), "--gaia", str(tmp_path / "gaia.csv"), "--preset", "fused"]
-    assert main(["topics", "apply", *words, "--partitions", "2"]) == 0
+    define_run(tmp_path, monkeypatch, partitions=2)
     return tmp_path
 
 
@@ -125,7 +112,7 @@ def test_detectors_that_are_watched_for_are_grouped_also_when_they_were_announce
     options = parse(["ingest", "--watch", str(first.parent), "--group-detectors", "WFI01,WFI02"])
 
     async def told(exposure: str) -> list[str]:
-        async with connected(RunSettings(store=str(run / "store"), work=run / "work")) as connection:
+        async with connected(settings_in(run)) as connection:
             record: dict[str, Any] = json.loads(await connection.store.get(ingest_key("prompt", exposure)) or b"{}")
             return list(record.get("associations", ()))
 

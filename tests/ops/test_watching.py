@@ -15,9 +15,9 @@ import pytest
 from ops import ingesting
 from ops.cli import main, parse
 from ops.connect import connected
-from ops.settings import RunSettings
 from ops.work import ingest_key
 from stream.message import Message
+from tests.ops.small_run import define_run, records_of, settings_in
 from tests.s3_server import Opener, opener, server
 from tests.stages.input_files import complete_meta, write_l1
 
@@ -39,26 +39,15 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a run that is defined, and with ``in``, where files arrive."""
     monkeypatch.setattr(ingesting, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(ingesting, "SETTLE_SECONDS", 0.5)
-    monkeypatch.setenv("RAMPSTREAM_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("RAMPSTREAM_WORK", str(tmp_path / "work"))
-    (tmp_path / "references").mkdir()
-    (tmp_path / "gaia.csv").touch()
+    define_run(tmp_path, monkeypatch)
     (tmp_path / "in").mkdir()
-    words = ["--references", str(tmp_path / "references"), "--gaia", str(tmp_path / "gaia.csv"), "--preset", "fused"]
-    assert main(["topics", "apply", *words, "--partitions", "1"]) == 0
     return tmp_path
 
 
 def announced(site: Path) -> Counter[str]:
     """How many messages there are of each exposure."""
-
-    async def read() -> Counter[str]:
-        async with connected(RunSettings(store=str(site / "store"), work=site / "work")) as connection:
-            ((first, end),) = (await connection.broker.extents("prompt.dq_init")).values()
-            records = await connection.broker.read("prompt.dq_init", 0, first, end)
-            return Counter(Message.from_record(record).exposure for record in records)
-
-    return anyio.run(read)
+    records = anyio.run(records_of, settings_in(site), "prompt.dq_init")
+    return Counter(Message.from_record(record).exposure for record in records)
 
 
 def watching(site: Path, place: str, meanwhile: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -74,7 +63,7 @@ def watching(site: Path, place: str, meanwhile: Callable[[], Coroutine[Any, Any,
 
 
 async def known(site: Path, exposure: str) -> bool:
-    async with connected(RunSettings(store=str(site / "store"), work=site / "work")) as connection:
+    async with connected(settings_in(site)) as connection:
         record = json.loads(await connection.store.get(ingest_key("prompt", exposure)) or b"{}")
         return bool(record.get("associations"))
 
