@@ -24,7 +24,7 @@ from stream.router import Router
 from stream.store import ObjectStore
 from stream.tracing import Forwarding, Tracing
 
-__all__ = ["INGEST", "Announced", "Announcer"]
+__all__ = ["INGEST", "Announced", "Announcer", "awaited_prefix"]
 
 LOG = logging.getLogger(__name__)
 
@@ -32,9 +32,17 @@ INGEST = "ingest"
 """Stands for a stage in the manifests and keys of what was ingested."""
 
 
+def awaited_prefix(run: str, exposure: str) -> str:
+    """Where each association that waits for the file of an exposure has an object of its name."""
+    return f"runs/{run}/awaited/{exposure}/"
+
+
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What became of one exposure: ``announced``, ``known`` (it was before, and is left alone) or ``refused``."""
+    """What became of one exposure.
+
+    ``announced``, ``known`` (it was before, and is left alone), ``awaited`` (its file is not there yet) or ``refused``.
+    """
 
     exposure: str
     outcome: str
@@ -98,41 +106,85 @@ class Announcer:
         with self._tracing.starting(INGEST, exposure=entry.id):
             return await self._exposure(entry, lists)
 
+    async def absent(self, exposure: str, lists: list[MemberList]) -> Announced:
+        """Have an exposure whose file is not there join its associations when it comes, or as it came before."""
+        mine = _associations(exposure, lists)
+        prefix = awaited_prefix(self._router.run, exposure)
+        for association in mine:
+            await self._store.put_if_absent(prefix + association, b"{}")
+        # Read after that was written: who ingests it meanwhile takes note of it first, and then looks who waits.
+        known = await self._known(exposure)
+        if not known:
+            return Announced(exposure, "awaited")
+        return await self._join(known, exposure, mine)
+
+    async def awaited(self, exposure: str) -> tuple[str, ...]:
+        """Associations that were announced before the file of this member was there."""
+        prefix = awaited_prefix(self._router.run, exposure)
+        return tuple(sorted([info.key.removeprefix(prefix) async for info in self._store.list(prefix)]))
+
+    async def join_awaited(self, ingest: Ingest) -> None:
+        """Have a plain file be a member of the associations that wait for it, and not one of its own."""
+        for members in [members for members in ingest.lists if members.product_name is None]:
+            if await self.awaited(members.members[0]):
+                ingest.lists.remove(members)
+
     async def _exposure(self, entry: Entry, lists: list[MemberList]) -> Announced:
-        mine = tuple(members.association for members in lists if entry.id in members.members)
-        known: dict[str, Any] = {}
-        error = entry.error
+        mine, error = _associations(entry.id, lists), entry.error
         if error is None:
             known, error = await self._register(entry)
-        if error is not None:
-            LOG.error("%s", error)
-            for association in mine:
+        else:
+            known = await self._known(entry.id)
+        mine = tuple(dict.fromkeys((*mine, *await self.awaited(entry.id))))
+        if error is None:
+            return await self._join(known, entry.id, mine, entry)
+        LOG.error("%s", error)
+        # A member that is in already stays: what was refused is another file.
+        told = set(known.get("associations", ()))
+        for association in mine:
+            if association not in told:
                 await self._router.failed(entry.id, association, error, entry.facts)
-            return Announced(entry.id, "refused", error)
+        if told.intersection(mine):
+            await self._join(known, entry.id, tuple(a for a in mine if a in told))
+        return Announced(entry.id, "refused", error)
+
+    async def _join(
+        self, known: dict[str, Any], exposure: str, mine: tuple[str, ...], entry: Entry | None = None
+    ) -> Announced:
+        """Publish what is known under a name to associations that were not told of it, and take note of that."""
         # A list that is the newest once more may have been given up meanwhile: its members are told of again.
         told = set(known.get("associations", ())) - self._superseding
-        if told >= set(mine) and not self._again:
-            return Announced(entry.id, "known")
-        await self._publish(entry, mine if self._again else tuple(a for a in mine if a not in told))
-        known["associations"] = sorted(told | set(mine))
-        await self._store.put(ingest_key(self._router.run, entry.id), canonical_json(known))
-        return Announced(entry.id, "announced")
+        wanted = tuple(dict.fromkeys((*mine, *known.get("replaced_in", ()))))
+        if told.issuperset(wanted) and not self._again:
+            return Announced(exposure, "known")
+        root = await (self._found(known) if entry is None else self._root(entry))
+        await self._publish(root, wanted if self._again else tuple(a for a in wanted if a not in told))
+        noted = {key: value for key, value in known.items() if key != "replaced_in"}
+        noted["associations"] = sorted({*known.get("associations", ()), *wanted})
+        await self._store.put(ingest_key(self._router.run, exposure), canonical_json(noted))
+        return Announced(exposure, "announced")
 
-    async def _publish(self, entry: Entry, associations: tuple[str, ...]) -> None:
-        root = root_identity(entry.id, entry.digest)
-        manifest = await self._root(entry, root)
-        branch = str(entry.facts["exposure_type"])
-        first = starting_stage(self._router.segments.topology, branch, entry.facts.get("done", ()))
+    async def _found(self, known: dict[str, Any]) -> Manifest:
+        return await self._results.find(known["identity"]) or await self._results.read(known["manifest"])
+
+    async def _publish(self, root: Manifest, associations: tuple[str, ...]) -> None:
+        first = starting_stage(self._router.segments.topology, root.branch, root.facts.get("done", ()))
         if first is None:
-            raise FatalError(f"no stage of the topology runs on exposure type {branch}")
+            raise FatalError(f"no stage of the topology runs on exposure type {root.branch}")
         await self._router.send(
             Message(
-                run=self._router.run, exposure=entry.id, stage=first, branch=branch, identity=root,
-                manifest=manifest.key, facts=entry.facts, associations=associations,
+                run=self._router.run, exposure=root.exposure, stage=first, branch=root.branch, identity=root.identity,
+                manifest=root.key, facts=dict(root.facts), associations=associations,
             )
         )  # fmt: skip
 
-    async def _root(self, entry: Entry, identity: str) -> Manifest:
+    async def _known(self, exposure: str) -> dict[str, Any]:
+        """What was ingested under a name; empty when nothing was."""
+        found: dict[str, Any] = json.loads(await self._store.get(ingest_key(self._router.run, exposure)) or b"{}")
+        return found
+
+    async def _root(self, entry: Entry) -> Manifest:
+        identity = root_identity(entry.id, entry.digest)
         manifest = Manifest(
             identity=identity,
             exposure=entry.id,
@@ -169,7 +221,7 @@ class Announcer:
         key = ingest_key(self._router.run, entry.id)
         if await self._store.put_if_absent(key, canonical_json(document)):
             return document, None
-        known: dict[str, Any] = json.loads(await self._store.get(key) or b"{}")
+        known = await self._known(entry.id)
         if known.get("digest") == entry.digest:
             return known, None
         if not self._replace:
@@ -178,5 +230,11 @@ class Announcer:
                 f"{known.get('path')} (SHA-256 {str(known.get('digest'))[:12]}…, now {entry.digest[:12]}…); "
                 "say --replace to take the new one"
             )
+        # Whoever had the old one must be told of the new one, also by one who goes on after this one was killed.
+        document["replaced_in"] = sorted({*known.get("associations", ()), *known.get("replaced_in", ())})
         await self._store.put(key, canonical_json(document))
         return document, None
+
+
+def _associations(exposure: str, lists: list[MemberList]) -> tuple[str, ...]:
+    return tuple(members.association for members in lists if exposure in members.members)

@@ -37,11 +37,12 @@ class Entry:
 class Ingest:
     """What one command names.
 
-    ``refused`` holds what could not even be listed: a name, and why.
+    ``listed`` holds the members of associations, ``refused`` what could not even be listed: a name, and why.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
     lists: list[MemberList] = field(default_factory=list)
+    listed: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
 
     def add(self, exposure: str, path: Path) -> None:
@@ -56,13 +57,15 @@ class Ingest:
             )
 
 
-def read_inputs(inputs: Iterable[Path]) -> Ingest:
+def read_inputs(inputs: Iterable[Path], *, absent: bool = False) -> Ingest:
     """Sort inputs into exposures and associations; nothing is opened but association files.
 
     Parameters
     ----------
     inputs : iterable of Path
         ``.json`` files are associations, everything else is taken for L1 files.
+    absent : bool
+        Take associations some of whose members' files are not there.
     """
     ingest = Ingest()
     associations: dict[str, list[tuple[Path, Association]]] = {}
@@ -70,7 +73,7 @@ def read_inputs(inputs: Iterable[Path]) -> Ingest:
         path = given.absolute()  # a link counts under its own name: exposures are known by the names of their files
         if path.suffix.lower() == ".json":
             try:
-                found = read_association(path)
+                found = read_association(path, absent=absent)
             except Failure as error:
                 ingest.refused[str(given)] = str(error)
                 continue
@@ -106,6 +109,7 @@ def _add_association(ingest: Ingest, path: Path, found: Association) -> None:
         return
     for member in found.members:
         ingest.add(member.id, member.path.absolute())
+    ingest.listed.update(members)
     ingest.lists.append(
         MemberList(
             identity,

@@ -1,6 +1,7 @@
 """``rampstream ingest``: puts L1 files into the store and announces them to a run; with ``--watch``, as they arrive.
 
-A file is ingested once a run: its record in the store says so, across restarts. A half-written file is waited for.
+A file is ingested once a run: its record in the store says so, across restarts. A half-written file is waited for, and
+so is a member of an association whose file is not there yet, where that was asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const="",
         metavar="WFI01,…",
         help="align all detectors of an exposure jointly; without a list those of the setting `detectors`",
+    )
+    parser.add_argument(
+        "--allow-absent",
+        action="store_true",
+        help="members of associations whose files are not there yet join when they are ingested (so with --watch)",
     )
     parser.add_argument("--register", action="store_true", help="do not upload: workers read the files where they lie")
     parser.add_argument("--again", action="store_true", help="announce also what was announced before")
@@ -134,6 +141,7 @@ class _Session:
         self._options = options
         self._connection = connection
         self._upload = not options.register
+        self._absent = options.allow_absent or bool(options.watch)
         self._announcer = Announcer(
             store=connection.store,
             results=connection.results,
@@ -152,18 +160,22 @@ class _Session:
 
     async def files(self, paths: list[Path]) -> bool:
         """Ingest local files and associations; whether any was refused."""
-        return await self._ingest(read_inputs(paths))
+        return await self._ingest(await anyio.to_thread.run_sync(partial(read_inputs, paths, absent=self._absent)))
 
     async def _ingest(self, ingest: Ingest) -> bool:
         if self._groups is not None:
             await self._groups.regroup(ingest)
         for name, reason in ingest.refused.items():
             self._tell(Announced(name, "refused", reason))
+        await self._announcer.join_awaited(ingest)
         await self._announcer.lists(ingest)
         bad = bool(ingest.refused)
         for entry in ingest.entries.values():
-            await anyio.to_thread.run_sync(inspect, entry)
-            announced = await self._announcer.exposure(entry, ingest.lists)
+            if self._absent and entry.id in ingest.listed and not await anyio.Path(entry.path).is_file():
+                announced = await self._announcer.absent(entry.id, ingest.lists)
+            else:
+                await anyio.to_thread.run_sync(inspect, entry)
+                announced = await self._announcer.exposure(entry, ingest.lists)
             self._tell(announced)
             bad |= announced.outcome == "refused"
         return bad
@@ -224,10 +236,12 @@ class _Session:
         return record is not None and record.get("size") == size and await self._told(exposure, record)
 
     async def _told(self, exposure: str, record: dict[str, Any]) -> bool:
-        """Whether it was announced before; where detectors are grouped: as a member of its group."""
+        """Whether it was announced before, to all that wait for it; where detectors are grouped: to its group."""
         told = record.get("associations", ())
-        if self._groups is None or not told:
-            return bool(told)
+        if not told or not set(await self._announcer.awaited(exposure)) <= set(told):
+            return False
+        if self._groups is None:
+            return True
         try:
             return (await self._groups.group_of(exposure)).association in told
         except PermanentError:

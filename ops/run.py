@@ -110,6 +110,7 @@ class EmbeddedRun:
         }
         self._crds = is_crds_definition(options.references)
         self.run = f"run-{hash_parts('definition', self._definition)[:12]}"
+        self._refused: dict[str, str] = {}
         self._changed = anyio.Event()
         self._session_ms = int(self._clock.now() * 1000)
         self._outcomes = Outcomes((), session_ms=self._session_ms)
@@ -236,7 +237,9 @@ class EmbeddedRun:
         )
         await announcer.lists(ingest)
         for entry in ingest.entries.values():
-            await announcer.exposure(entry, ingest.lists)
+            announced = await announcer.exposure(entry, ingest.lists)
+            if announced.reason is not None:
+                self._refused[announced.exposure] = announced.reason
 
     async def _until_done(self, aggregator: Aggregator) -> None:
         pending = set(self._outcomes.lists)
@@ -274,7 +277,9 @@ class EmbeddedRun:
             if row.association != association:
                 continue
             found = complete.members.get(exposure)
-            if found is None:
+            if exposure in self._refused:  # there may be products of what was ingested under its name before
+                row.status, row.reason = "failed", self._refused[exposure]
+            elif found is None:
                 row.status = "failed"
                 row.reason = row.reason or complete.failed.get(exposure)
             else:

@@ -71,14 +71,21 @@ class Association:
     pool_name: str | None = None
 
 
-def read_association(path: Path) -> Association:
+def read_association(path: Path, *, absent: bool = False) -> Association:
     """Read and check an association file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    absent : bool
+        Whether members' files may be absent.
 
     Raises
     ------
     PermanentError
         Names the file and the field: not JSON, not the layout, an empty list, a member named twice, or one whose file
-        does not exist.
+        does not exist (unless they may be absent).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -92,11 +99,16 @@ def read_association(path: Path) -> Association:
         document = json.loads(text)
     except ValueError as error:
         raise PermanentError(f"{path}: not an association: the file is not JSON: {error}") from None
-    return parse_association(document, source=str(path), folder=path.parent, table_name=path.name)
+    return parse_association(document, source=str(path), folder=path.parent, table_name=path.name, absent=absent)
 
 
 def parse_association(
-    document: Any, *, source: str = "association", folder: Path | None = None, table_name: str | None = None
+    document: Any,
+    *,
+    source: str = "association",
+    folder: Path | None = None,
+    table_name: str | None = None,
+    absent: bool = False,
 ) -> Association:
     """Check an association given as a mapping.
 
@@ -110,6 +122,8 @@ def parse_association(
         Members' names are relative to it; by default the working directory.
     table_name : str, optional
         Name of the association file.
+    absent : bool
+        Whether members' files may be absent.
 
     Raises
     ------
@@ -129,6 +143,8 @@ def parse_association(
         raise PermanentError(f"{source}: products[0].name is {product.get('name')!r}; expected the name of the product")
     _check_folder_name(source, product["name"])
     members = _members(source, product["members"], folder or Path())
+    if not absent:
+        _check_present(source, members)
     name = document.get("table_name", table_name)
     pool = document.get("asn_pool")
     return Association(product["name"], members, name, pool)
@@ -140,7 +156,6 @@ def _members(source: str, entries: Sequence[Mapping[str, Any]], folder: Path) ->
         raise PermanentError(f"{source}: {where} is an empty list; expected at least one exposure")
     members: list[AssociationMember] = []
     first_by_id: dict[str, int] = {}
-    absent = []
     for number, entry in enumerate(entries):
         path = folder / entry["expname"]
         member = AssociationMember(
@@ -158,11 +173,17 @@ def _members(source: str, entries: Sequence[Mapping[str, Any]], folder: Path) ->
             )
         first_by_id[member.id] = number
         members.append(member)
-        if not path.is_file():
-            absent.append(f"{where}[{number}].expname {entry['expname']!r} ({path})")
+    return tuple(members)
+
+
+def _check_present(source: str, members: Sequence[AssociationMember]) -> None:
+    absent = [
+        f"products[0].members[{number}].expname {member.expname!r} ({member.path})"
+        for number, member in enumerate(members)
+        if not member.path.is_file()
+    ]
     if absent:
         raise PermanentError(f"{source}: {len(absent)} member files do not exist: {', '.join(absent)}")
-    return tuple(members)
 
 
 def _check_folder_name(source: str, name: str) -> None:

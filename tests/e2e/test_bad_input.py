@@ -241,6 +241,15 @@ def test_a_known_name_with_other_content_is_taken_only_when_asked_for(
         assert words in row["reason"]
     assert contents(mixed.out) == before
 
+    # Nor does its association lose the member that is in.
+    joint = association(tmp_path / "joint_asn.json", "joint", [other, mixed.wrong["not ASDF"][0]])
+    aligned = contents(mixed.out / "joint")
+    assert {name for name in aligned if name.startswith(exposure_of(mixed.good))}
+    refused = run_in_process(mixed.simulated, [joint], mixed.out)
+    assert [row["status"] for row in refused["exposures"]] == ["failed", "failed"]
+    assert "with other content was ingested before" in refused["exposures"][0]["reason"]
+    assert contents(mixed.out / "joint") == aligned
+
     # The disk is full as the new products are brought out: the run stops, and no half of a file is seen.
     copy = ops.projection._copy
 

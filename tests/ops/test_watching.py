@@ -16,6 +16,7 @@ from ops import ingesting
 from ops.cli import main, parse
 from ops.connect import connected
 from ops.work import ingest_key
+from stream.identity import association_id
 from stream.message import Message
 from tests.ops.small_run import define_run, records_of, settings_in
 from tests.s3_server import Opener, opener, server
@@ -50,12 +51,12 @@ def announced(site: Path) -> Counter[str]:
     return Counter(Message.from_record(record).exposure for record in records)
 
 
-def watching(site: Path, place: str, meanwhile: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def watching(site: Path, place: str, meanwhile: Callable[[], Coroutine[Any, Any, None]], *inputs: str) -> None:
     """Watch a place as long as something goes on."""
 
     async def watch() -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ingesting._run, parse(["ingest", "--watch", place, "--json"]))
+            tasks.start_soon(ingesting._run, parse(["ingest", *inputs, "--watch", place, "--json"]))
             await meanwhile()
             tasks.cancel_scope.cancel()
 
@@ -133,6 +134,57 @@ def test_files_that_are_no_exposures_are_told_of_and_do_not_stop_the_watch(
     assert {line["exposure"]: line["outcome"] for line in told} == {FIRST: "refused", SECOND: "announced"}
     assert len(told) == 2, "each once"
     assert announced(site) == {SECOND: 1}
+
+
+def association(folder: Path, *exposures: str) -> Path:
+    members = [{"expname": f"{exposure}_uncal.asdf", "exptype": "science"} for exposure in exposures]
+    path = folder / "night_asn.json"
+    path.write_text(json.dumps({"products": [{"name": "night", "members": members}]}))
+    return path
+
+
+def memberships(site: Path) -> dict[str, tuple[str, ...]]:
+    records = anyio.run(records_of, settings_in(site), "prompt.dq_init")
+    return {message.exposure: message.associations for message in map(Message.from_record, records)}
+
+
+def test_members_of_an_association_join_it_as_their_files_arrive(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    l1(site / "in", FIRST)
+    night = association(site / "in", FIRST, SECOND)
+    identity = association_id("night", [FIRST, SECOND])
+
+    async def arrive() -> None:
+        await until_known(site, FIRST)
+        l1(site / "in", SECOND)
+        await until_known(site, SECOND)
+
+    capsys.readouterr()
+    watching(site, str(site / "in"), arrive, str(night))
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["exposure"], line["outcome"]) for line in told] == [
+        (FIRST, "announced"), (SECOND, "awaited"), (SECOND, "announced"),
+    ]  # fmt: skip
+    assert memberships(site) == {FIRST: (identity,), SECOND: (identity,)}
+    watching(site, str(site / "in"), lambda: anyio.sleep(1.0), str(night))
+    assert announced(site) == {FIRST: 1, SECOND: 1}
+
+
+def test_an_absent_member_is_waited_for_only_where_that_was_asked_for(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    l1(site / "in", FIRST)
+    night = association(site / "in", FIRST, SECOND)
+    assert main(["ingest", str(night)]) == 1
+    assert f"{SECOND}_uncal.asdf' ({site}" in capsys.readouterr().out
+    assert announced(site) == {}
+    assert main(["ingest", str(night), "--allow-absent"]) == 0
+    assert f"{SECOND}: awaited" in capsys.readouterr().out
+    assert main(["ingest", str(l1(site / "elsewhere", SECOND))]) == 0
+    identity = association_id("night", [FIRST, SECOND])
+    assert memberships(site) == {FIRST: (identity,), SECOND: (identity,)}
+    assert main(["ingest", str(site / "nothing_uncal.asdf"), "--allow-absent"]) == 1, "a plain file must be there"
 
 
 def test_a_prefix_of_a_bucket_is_watched_too(site: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
