@@ -10,19 +10,22 @@ import argparse
 import fnmatch
 import json
 import sys
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import anyio
 from rich.console import Console
 from rich.table import Table
 
-from ops.association_state import AssociationView, association_views
+from ops.association_state import READS_AT_ONCE, AssociationView, association_views
 from ops.connect import Connection, RunView, add_engine_arguments, connected, engine_settings, view_run
 from ops.engine import status_of
 from stream.clock import SystemClock
 from stream.failure import PermanentError
 from stream.message import OrderAction, OrderMessage
 from stream.router import Router
+from stream.together import together
 
 __all__ = ["add_arguments", "planned_order"]
 
@@ -52,10 +55,11 @@ async def _run(options: argparse.Namespace) -> int:
         found = await association_views(connection, view)
         _refuse_unknown(options.associations, found, settings.run)
         chosen = [one for one in found if _wanted(one, options)]
+        lacking = await _lacking(connection, chosen)
         if options.action in {"close", "reopen"}:
-            shown = [await _ordered(connection, view, one, options) for one in chosen]
+            shown = [await _ordered(connection, view, one, lacking[one.id], options) for one in chosen]
         else:
-            shown = [one.to_json(names=options.action == "show") for one in chosen]
+            shown = [_told(one, lacking[one.id], names=options.action == "show") for one in chosen]
     if options.json:
         sys.stdout.write(json.dumps(shown) + "\n")
     elif options.action == "list":
@@ -83,8 +87,37 @@ def _wanted(view: AssociationView, options: argparse.Namespace) -> bool:
     return not options.open or view.is_open
 
 
-def planned_order(view: AssociationView, action: OrderAction, run: str) -> OrderMessage | str:
-    """Return the order that would be given, or why there is nothing to do."""
+async def _lacking(connection: Connection, views: list[AssociationView]) -> dict[str, dict[str, str]]:
+    """Members without products that were there at the newest close, and why, by association.
+
+    Nothing is said while the close's product set is not complete.
+    """
+    lacking: dict[str, dict[str, str]] = {view.id: {} for view in views}
+
+    async def read(view: AssociationView) -> None:
+        last = view.state.last_close
+        if last is None or not view.complete:
+            return
+        data = await connection.store.get(f"runs/{connection.settings.run}/products/{view.id}/{last.revision}")
+        failed = json.loads(data)["failed"] if data is not None else {}
+        lacking[view.id] = {member: failed[member] for member in last.used if member in failed}
+
+    await together([partial(read, view) for view in views], most=READS_AT_ONCE)
+    return lacking
+
+
+def _told(view: AssociationView, lacking: Mapping[str, str], *, names: bool) -> dict[str, Any]:
+    told = {**view.to_json(names=names), "without_products": len(lacking)}
+    return {**told, "failed": dict(lacking)} if names else told
+
+
+def planned_order(
+    view: AssociationView, action: OrderAction, run: str, lacking: Mapping[str, str]
+) -> OrderMessage | str:
+    """Return the order that would be given, or why there is nothing to do.
+
+    An association may be opened again when something changed, or when members are ``lacking`` products.
+    """
     last = view.state.last_close
     if view.state.superseded_by is not None:
         return f"it is superseded by {view.state.superseded_by}, a newer list of its product name"
@@ -95,19 +128,23 @@ def planned_order(view: AssociationView, action: OrderAction, run: str) -> Order
             return "no member has come"
     elif last is None:
         return "it is not closed yet"
-    elif not view.state.changed:
+    elif not view.state.changed and not lacking:
         return f"nothing changed since revision {last.revision}"
     return OrderMessage(run=run, association=view.id, action=action, revision=1 + (last.revision if last else 0))
 
 
 async def _ordered(
-    connection: Connection, view: RunView, one: AssociationView, options: argparse.Namespace
+    connection: Connection,
+    view: RunView,
+    one: AssociationView,
+    lacking: Mapping[str, str],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    order = planned_order(one, OrderAction(options.action), connection.settings.run)
+    order = planned_order(one, OrderAction(options.action), connection.settings.run, lacking)
     told: dict[str, Any] = {"association": one.id, "action": options.action, "ordered": False}
     if isinstance(order, str):
         return {**told, "revision": None, "reason": order}
-    close = one.state.close_by_operator()
+    close = one.state.close_by_operator(again=True)
     told |= {
         "revision": order.revision,
         "reason": None,
@@ -141,6 +178,8 @@ def _show_table(run: str, shown: list[dict[str, Any]]) -> None:
         numbers = (str(one["revision"]), closed, str(one["changes"]))
         times = (one["since"] or "", one["deadline"] or "")
         complete = "complete" if one["complete"] else ""
+        if one["without_products"]:
+            complete = f"{one['without_products']} without"
         table.add_row(
             one["association"], str(one["expected"]), came, str(one["waited_for"]), *times, *numbers, complete
         )

@@ -126,6 +126,8 @@ class Engine:
         What becomes of failures.
     breaking : bool
         Whether a stage that fails too much is stopped.
+    patient : bool
+        Whether a joint solution that something outside fails is tried until it works.
     shared : bool
         Whether all segments share the slots (else each has its own tokens, and jobs wait for one another).
     tracing : Tracing
@@ -147,6 +149,7 @@ class Engine:
     worker: str
     policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(tries_in_place=PATIENCE))
     breaking: bool = True
+    patient: bool = True
     shared: bool = False
     partitions: Mapping[str, int] = field(default_factory=dict)
     start: str = "earliest"
@@ -243,6 +246,7 @@ class Engine:
             start=self.start,
             revoke_seconds=self.revoke_seconds,
             tracing=self.tracing,
+            patient=self.patient,
         )
 
     @property

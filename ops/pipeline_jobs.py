@@ -134,16 +134,24 @@ class PipelineJobs:
     ) -> Any:
         """As `run`, but tried again when the job's process was killed or something outside failed.
 
-        For jobs that no message stands behind, whose attempts a worker would count.
+        For jobs that no message stands behind, whose attempts a worker would count. One that outgrew its slot is tried
+        once with the bigger one; one whose process was killed each time is given up.
         """
         run = partial(self.run, entry, arguments, label=label, stars=stars, light=light, precedence=precedence)
-        for _ in range(PATIENCE - 1):
+        bigger, failed, killed = False, 0, 0
+        while True:
             try:
-                return await run()
+                return await run(bigger_slot=bigger)
             except WorkFailedError as error:
-                if error.failure_class is not FailureClass.RETRIABLE:
+                if error.failure_class is FailureClass.RESOURCE and not bigger:
+                    bigger = True
+                    continue
+                failed += 1
+                killed += error.failure.get("signal") is not None
+                if killed == PATIENCE:
+                    error.failure_class = FailureClass.PERMANENT
+                if error.failure_class is not FailureClass.RETRIABLE or failed == PATIENCE:
                     raise
-        return await run()
 
     async def recipes(self, stages: tuple[str, ...], message: Message) -> Any:
         """Recipes of stages for a message's exposure (see `ops.job.recipes`)."""

@@ -188,6 +188,7 @@ class EmbeddedRun:
             worker=f"run-{os.getpid()}",
             policy=RetryPolicy(tries_in_place=PATIENCE, retry_delays=RETRY_SECONDS),
             breaking=False,
+            patient=False,
             observe=self._observe,
             tracing=self._tracing,
             clock=self._clock,

@@ -18,7 +18,7 @@ from stream.association import Association, AssociationSettings, Close, Seen
 from stream.broker.protocol import Broker, Record, TopicPartition
 from stream.clock import Clock
 from stream.dead_letters import bury
-from stream.dispatch import Abandon, Dispatcher, Solved, Solver
+from stream.dispatch import Abandon, Dispatcher, Solved, Solver, UnsolvedError
 from stream.failure import FailureClass, PermanentError, PoisonError, RetriableError
 from stream.inbox import REVOKE_SECONDS, Inbox
 from stream.known_associations import FORGET_SECONDS, KnownAssociations
@@ -43,6 +43,9 @@ BACKLOG_SECONDS = 0.5
 
 _PAUSE_SECONDS = 5.0
 """Between tries to send members on while broker or store do not answer."""
+
+_LONGEST_PAUSE_SECONDS = 300.0
+"""Between tries to solve a close: the pause doubles up to this, for each try of many closes takes a slot."""
 
 
 Observer = Callable[[dict[str, Any]], None]
@@ -77,6 +80,8 @@ class Aggregator:
         How long a closed association is kept in memory after its last change and ``revision_delay``.
     tracing : Tracing, optional
         Traces of members; they are passed on without one.
+    patient : bool
+        Whether a solve that something outside fails is tried until it works; else its members are given up.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class Aggregator:
         revoke_seconds: float = REVOKE_SECONDS,
         forget_seconds: float = FORGET_SECONDS,
         tracing: Tracing | None = None,
+        patient: bool = True,
     ) -> None:
         self._broker = broker
         self._store = store
@@ -102,7 +108,9 @@ class Aggregator:
         self._clock = clock
         self._observe = observe
         tracing = tracing or Forwarding()
-        self._dispatcher = Dispatcher(router=router, solver=solver, abandon=abandon, tracing=tracing)
+        self._dispatcher = Dispatcher(
+            router=router, solver=solver, abandon=abandon, tracing=tracing, observe=observe, patient=patient
+        )
         self._after_dispatch = dispatched
         self.known = KnownAssociations(broker=broker, store=store, router=router, settings=settings)
         self._forget_after = settings.revision_delay + forget_seconds
@@ -240,7 +248,10 @@ class Aggregator:
         self._look_at(state.id)
 
     async def _order(self, order: OrderMessage, state: Association, lease: Lease) -> None:
-        """Do what an operator asks for, unless the revision that the order names is there already."""
+        """Do what an operator asks for, unless the revision that the order names is there already.
+
+        Another revision is opened also when nothing changed: for members whose solve or finalization failed.
+        """
         missed = await self.known.stored.catch_up(state)
         if missed and state.last_close is not None:  # of an owner before us, who did not get to send its members on
             self._dispatch_soon(state.last_close)
@@ -256,11 +267,10 @@ class Aggregator:
             refusal = f"it is superseded by {state.superseded_by}"
         elif not state.records():
             refusal = "no member has come"
-        elif not state.changed:
-            refusal = f"nothing changed since revision {revision}"
         if refusal is None:
             lease.check()
-            await self._closed(state, state.close_by_operator())
+            self._dispatcher.forget(state.id)  # who did not wait for a close may have failed as well
+            await self._closed(state, state.close_by_operator(again=True))
         else:
             LOG.info("order to %s association %s: %s", order.action.value, state.id, refusal)
         self._observe(
@@ -300,8 +310,8 @@ class Aggregator:
             self._tasks.start_soon(self._dispatch_patiently, close)
 
     async def _dispatch_patiently(self, close: Close) -> None:
-        """Send members on until that is done, or another aggregator has the association."""
-        done = False
+        """Send members on until that is done, or is no longer wanted of us; a close that fails blocks no other."""
+        done, unsolved = False, 0
         try:
             while not done:
                 try:
@@ -309,11 +319,19 @@ class Aggregator:
                     done = True
                 except (RetriableError, OrphanedError) as error:
                     LOG.warning("members of %s cannot be sent on now: %r", close.association, error)
-                    await self._clock.sleep(_PAUSE_SECONDS)
-                    done = close.association not in self.known.partitions
+                    unsolved = unsolved + 1 if isinstance(error, UnsolvedError) else 0
+                    await self._clock.sleep(_pause(unsolved))
+                    done = self._is_past(close)
         finally:
             self._dispatching.discard((close.association, close.revision))
             self._look_at(close.association)
+
+    def _is_past(self, close: Close) -> bool:
+        """Whether a close is another aggregator's now, or has a newer one after it."""
+        state = self.known.states.get(close.association)
+        if state is None or close.association not in self.known.partitions:
+            return True
+        return state.last_close is not None and state.last_close.revision > close.revision
 
     async def _dispatch(self, close: Close) -> None:
         association = close.association
@@ -391,6 +409,11 @@ class Aggregator:
         except RetriableError as error:  # what is left is forgotten after the next restore
             LOG.warning("association %s cannot leave the changelog now: %s", association, error)
         self._observe({"event": "forgotten", "association": association})
+
+
+def _pause(failed: int) -> float:
+    """Seconds before the next try, after so many solves in a row that failed."""
+    return float(min(_PAUSE_SECONDS * 2 ** min(max(0, failed - 1), 16), _LONGEST_PAUSE_SECONDS))
 
 
 def _about_association(record: Record) -> MemberMessage | OrderMessage:

@@ -291,13 +291,14 @@ class Association:
             return None
         return self._closed(CloseReason.CHANGED)
 
-    def close_by_operator(self) -> Close:
+    def close_by_operator(self, *, again: bool = False) -> Close:
         """Return the close that an operator asks for: now, with whoever is there, whatever ``on_missing`` says.
 
         Raises
         ------
         stream.failure.PermanentError
-            The list of members is not known, the association is superseded, or nothing changed since the last close.
+            The list of members is not known, the association is superseded, or nothing changed since the last close
+            (but ``again`` has the same once more).
         """
         if self._superseded_by is not None:
             msg = f"the association {self.id} is superseded by a newer list of its product name, {self._superseded_by}"
@@ -305,7 +306,7 @@ class Association:
         if self._expected is None:
             msg = f"the association {self.id} cannot be closed: its list of members is not known yet"
             raise PermanentError(msg)
-        if self._close is not None and not self._changes():
+        if self._close is not None and not self._changes() and not again:
             msg = f"the association {self.id} is closed with revision {self._close.revision} and nothing changed since"
             raise PermanentError(msg)
         return self._closed(CloseReason.OPERATOR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from anyio.lowlevel import checkpoint
 
@@ -12,10 +13,11 @@ from stream.association import Close, CloseOutcome
 from stream.failure import Failure, FailureClass, RetriableError
 from stream.member_statuses import KeptMember
 from stream.message import MemberMessage, MemberStatus, Message
+from stream.retry import Action
 from stream.router import Router
 from stream.tracing import Resting, Tracing, carrying
 
-__all__ = ["Abandon", "Dispatcher", "Solved", "Solver"]
+__all__ = ["Abandon", "Dispatcher", "Solved", "Solver", "UnsolvedError"]
 
 LOG = logging.getLogger(__name__)
 
@@ -34,6 +36,13 @@ Solver = Callable[[Close, dict[str, MemberMessage]], Awaitable[Solved | None]]
 Abandon = Callable[[Message, str], Awaitable[None]]
 """Told about a member that will not be finalized, and why."""
 
+ABANDON = "abandon"
+"""Told in place of a `stream.retry.Action` when the members of a close are given up: no dead letter stands for them."""
+
+
+class UnsolvedError(RetriableError):
+    """Something outside failed the solve of a close; the same close can be solved later."""
+
 
 class Dispatcher:
     """Sends members on.
@@ -48,13 +57,28 @@ class Dispatcher:
         Told about each member of a close that cannot be solved.
     tracing : Tracing
         Traces of members.
+    observe : callable
+        Told about solves that failed.
+    patient : bool
+        Whether a close is to be solved later when something outside failed its job, instead of given up.
     """
 
-    def __init__(self, *, router: Router, solver: Solver, abandon: Abandon, tracing: Tracing) -> None:
+    def __init__(
+        self,
+        *,
+        router: Router,
+        solver: Solver,
+        abandon: Abandon,
+        tracing: Tracing,
+        observe: Callable[[dict[str, Any]], None] = lambda _: None,
+        patient: bool = True,
+    ) -> None:
         self._router = router
         self._solver = solver
         self._abandon = abandon
         self._tracing = tracing
+        self._observe = observe
+        self._patient = patient
         self._at_once: dict[str, set[str]] = {}
 
     async def finalize_at_once(self, message: MemberMessage) -> None:
@@ -71,7 +95,13 @@ class Dispatcher:
         self._at_once.pop(association, None)
 
     async def send(self, close: Close, members: Mapping[str, KeptMember], check_owned: Callable[[], None]) -> None:
-        """Solve a close and send on the members that it uses; ``check_owned`` raises when that is not ours any more."""
+        """Solve a close and send on the members that it uses; ``check_owned`` raises when that is not ours any more.
+
+        Raises
+        ------
+        UnsolvedError
+            It can be solved later; nobody was sent on or given up.
+        """
         present = {member: members[member] for member in close.used if member in members}
         with self._tracing.closing(
             f"close {self._router.joint_stage}", [kept.trace.traceparent for kept in present.values()],
@@ -93,11 +123,19 @@ class Dispatcher:
             return None, None
         try:
             return await self._solver(close, present), None
-        except RetriableError:  # of broker or store, not of the job: the same close can be solved later
-            raise
         except Failure as error:
             if error.failure_class is FailureClass.FATAL:
                 raise
+            later = error.failure_class is FailureClass.RETRIABLE
+            if not self._patient:  # then only broker and store are waited for
+                later = isinstance(error, RetriableError)
+            self._observe(
+                {"event": "attempt_failed", "exposure": close.association, "segment": self._router.joint_stage,
+                 "class": error.failure_class.value, "reason": str(error),
+                 "action": Action.RETRY_LATER.value if later else ABANDON}
+            )  # fmt: skip
+            if later:
+                raise UnsolvedError(str(error)) from error
             LOG.error("association %s cannot be solved: %s", close.association, error)  # noqa: TRY400
             return None, str(error)
 

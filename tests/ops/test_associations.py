@@ -20,6 +20,7 @@ from stream.aggregator import Aggregator, Solved
 from stream.association import Close
 from stream.broker.protocol import Record
 from stream.clock import SystemClock
+from stream.failure import PermanentError
 from stream.identity import association_id, hash_parts
 from stream.member_list import MemberList, put_member_list, take_product_name
 from stream.message import MemberMessage, MemberStatus, Message, OrderAction, OrderMessage
@@ -88,6 +89,7 @@ class Served:
         self.events = events
         self.seen: list[ProductSet] = []
         self.products = self.worker()
+        self.unsolvable: str | None = None
 
     def worker(self) -> ProductSets:
         """Product sets as another process has them, which knows of none that was complete."""
@@ -101,10 +103,13 @@ class Served:
 
     async def solve(self, close: Close, messages: dict[str, MemberMessage]) -> Solved:
         assert tuple(messages) == close.used
+        if self.unsolvable is not None:
+            raise PermanentError(self.unsolvable)
         return Solved("results/solution/1", hash_parts("solution"))
 
     async def abandon(self, message: Message, reason: str) -> None:
-        raise AssertionError(message, reason)
+        assert reason == self.unsolvable
+        await self.products.failed(str(message.association), message.revision, message.exposure, reason)
 
     async def member(self, name: str, status: MemberStatus = MemberStatus.OK, content: str = "") -> None:
         identity = hash_parts("member", name, content)
@@ -326,6 +331,36 @@ def test_an_association_of_which_nobody_can_be_finalized_is_complete_too(site: S
     site.during(all_fail)
     assert site.told("list")[0]["complete"]
     assert main(["status", "--wait", "0"]) == 0, "there is nobody left to wait for"
+
+
+def test_an_association_whose_solve_was_given_up_says_why_and_can_be_reopened_though_nothing_changed(
+    site: Site,
+) -> None:
+    async def not_solved(served: Served) -> None:
+        served.unsolvable = "the catalog refused"
+        for name in MEMBERS[:2]:
+            await served.member(name)
+        await served.router.send_member(
+            OrderMessage(run="prompt", association=ID, action=OrderAction.CLOSE, revision=1)
+        )
+        await served.until("dispatched")
+
+    async def solved(served: Served) -> None:
+        await served.until("dispatched", 2)
+        await served.finalize()
+        assert [complete.revision for complete in served.seen] == [2]
+
+    site.during(not_solved)
+    (shown,) = site.told("show", ID)
+    assert shown["failed"] == dict.fromkeys(MEMBERS[:2], "the catalog refused"), "of members that were there"
+    assert site.told("list")[0]["without_products"] == 2
+    assert "2 without" in site.said("list")
+    (ordered,) = site.told("reopen", ID, "--execute")
+    assert (ordered["revision"], ordered["used"], ordered["ordered"]) == (2, list(MEMBERS[:2]), True)
+    site.during(solved)
+    (shown,) = site.told("show", ID)
+    assert (shown["revision"], shown["failed"], shown["complete"]) == (2, {}, True)
+    assert "nothing changed since revision 2" in site.said("reopen", ID, "--execute")
 
 
 def test_a_superseded_association_is_told_of_as_such_and_its_products_are_not_shown_any_more(site: Site) -> None:

@@ -18,8 +18,9 @@ from stream.broker.embedded import EmbeddedBroker
 from stream.broker.protocol import TopicSpec
 from stream.changelog import Changelog
 from stream.clock import SystemClock
-from stream.failure import RetriableError
+from stream.failure import FailureClass, RetriableError
 from stream.identity import hash_parts
+from stream.jobs import JobOutcome
 from stream.member_list import MemberList, load_close, put_member_list, superseded_by, take_product_name
 from stream.member_statuses import Kept, KeptMember, MemberStatuses
 from stream.message import MemberMessage, MemberStatus, Message, OrderAction, OrderMessage
@@ -29,11 +30,13 @@ from stream.store.obstore_store import open_store
 from stream.together import together
 from stream.topology import StageRow, Topology
 from stream.tracing import Resting
+from stream.worker import WorkFailedError
 
 RUN = "r"
 BRANCH = frozenset({"image"})
 PAIR = MemberList("pair-1", ("e2", "e1"), "pair")
 EDITED = MemberList("pair-2", ("e2", "e3"), "pair")
+OTHER = MemberList("other-1", ("f1", "f2"), "other")
 PATIENCE = 20.0
 
 pytestmark = pytest.mark.anyio
@@ -94,11 +97,12 @@ class Site:
         *,
         revision_delay: float = 1800.0,
         forget_seconds: float = 86_400.0,
+        patient: bool = True,
     ) -> AsyncIterator[Aggregator]:
         aggregator = Aggregator(
             broker=self.broker, store=self.store, router=self.router, solver=solve or self.solve, abandon=self.abandon,
             settings=AssociationSettings(deadline=None, revision_delay=revision_delay), clock=SystemClock(),
-            observe=self.events.append, forget_seconds=forget_seconds,
+            observe=self.events.append, forget_seconds=forget_seconds, patient=patient,
         )  # fmt: skip
         async with anyio.create_task_group() as tasks:
             await tasks.start(aggregator.run)
@@ -214,6 +218,127 @@ async def test_a_store_that_does_not_answer_while_a_close_is_solved_fails_nobody
         await site.until("dispatched")
         assert (tries, site.abandoned) == ([1, 1, 1], [])
         assert len(await site.sent()) == 2
+
+
+def failing(failure_class: FailureClass) -> WorkFailedError:
+    return WorkFailedError(JobOutcome(failure={"class": failure_class.value, "message": "by order"}))
+
+
+def failures(site: Site) -> set[tuple[str, str, str]]:
+    told = [event for event in site.events if event["event"] == "attempt_failed"]
+    return {(event["exposure"], event["class"], event["action"]) for event in told}
+
+
+async def test_a_solve_that_fails_for_something_outside_is_tried_until_it_works_and_blocks_no_other_association(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aggregator_module, "_PAUSE_SECONDS", 0.01)
+    tries: list[str] = []
+    other_sent = anyio.Event()
+
+    async def solve(close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
+        tries.append(close.association)
+        if close.association == PAIR.association and (tries.count(PAIR.association) < 3 or not other_sent.is_set()):
+            raise failing(FailureClass.RETRIABLE)
+        return Solved("results/solution/1", hash_parts("solution"))
+
+    async with Site.opened(tmp_path) as site, site.serving(solve):
+        for name in PAIR.members:
+            await site.router.send_member(member(name))
+        await site.until("attempt_failed")
+        await put_member_list(site.store, RUN, OTHER)
+        for name in OTHER.members:
+            await site.router.send_member(member(name, association=OTHER.association))
+        await site.until("dispatched")
+        other_sent.set()
+        await site.until("dispatched", 2)
+        dispatched = [event["association"] for event in site.events if event["event"] == "dispatched"]
+        assert dispatched == [OTHER.association, PAIR.association]
+        assert tries.count(PAIR.association) >= 3
+        assert failures(site) == {(PAIR.association, "retriable", "retry_later")}
+        assert site.abandoned == []
+        assert {name for name, _ in await site.sent()} == {*PAIR.members, *OTHER.members}
+
+
+async def test_a_close_that_could_not_be_solved_is_solved_by_the_next_owner(tmp_path: Path) -> None:
+    async def solve(close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
+        raise failing(FailureClass.RETRIABLE)
+
+    async with Site.opened(tmp_path) as site:
+        async with site.serving(solve):
+            for name in PAIR.members:
+                await site.router.send_member(member(name))
+            await site.until("attempt_failed")
+        assert await site.sent() == {}
+        async with site.serving():
+            await site.until("dispatched")
+        assert (len(await site.sent()), site.abandoned) == (2, [])
+
+
+async def test_a_close_that_cannot_be_solved_yet_gives_way_to_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aggregator_module, "_PAUSE_SECONDS", 0.01)
+
+    async def solve(close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
+        if close.revision == 1:
+            raise failing(FailureClass.RETRIABLE)
+        return Solved("results/solution/2", hash_parts("solution"))
+
+    async with Site.opened(tmp_path) as site, site.serving(solve, revision_delay=0.0, forget_seconds=0.0):
+        for name in PAIR.members:
+            await site.router.send_member(member(name))
+        await site.until("attempt_failed")
+        await site.router.send_member(member("e1", "anew"))
+        await site.until("forgotten")  # not while anything is still tried
+        assert set(await site.sent()) == {("e1", 2), ("e2", 2)}
+
+
+@pytest.mark.parametrize(
+    ("failure_class", "patient"),
+    [(FailureClass.PERMANENT, True), (FailureClass.RESOURCE, True), (FailureClass.RETRIABLE, False)],
+)
+async def test_a_solve_that_failed_for_good_is_given_up_until_an_operator_opens_another_revision(
+    tmp_path: Path, failure_class: FailureClass, patient: bool
+) -> None:
+    async def solve(close: Close, messages: dict[str, MemberMessage]) -> Solved | None:
+        if close.revision == 1:
+            raise failing(failure_class)
+        return Solved("results/solution/2", hash_parts("solution"))
+
+    async with Site.opened(tmp_path) as site, site.serving(solve, patient=patient):
+        for name in PAIR.members:
+            await site.router.send_member(member(name))
+        await site.until("dispatched")
+        assert sorted(site.abandoned) == sorted(PAIR.members)
+        assert failures(site) == {(PAIR.association, failure_class.value, "abandon")}
+        order = OrderMessage(run=RUN, association=PAIR.association, action=OrderAction.REOPEN, revision=2)
+        for _ in range(2):
+            await site.router.send_member(order)
+        await site.until("order", 2)
+        await site.until("dispatched", 2)
+        refused = [event["refusal"] for event in site.events if event["event"] == "order"]
+        assert refused == [None, "revision 2 is there already"]
+        assert set(await site.sent()) == {("e1", 2), ("e2", 2)}
+        assert len(site.abandoned) == 2
+
+
+async def test_who_did_not_wait_for_the_close_is_sent_on_once_more_with_another_revision(tmp_path: Path) -> None:
+    async with Site.opened(tmp_path) as site, site.serving():
+        skipped = member("e1").replaced(status=MemberStatus.SKIPPED)
+        for message in (skipped, member("e2")):
+            await site.router.send_member(message)
+        await site.until("dispatched")
+        order = OrderMessage(run=RUN, association=PAIR.association, action=OrderAction.REOPEN, revision=2)
+        await site.router.send_member(order)
+        await site.until("dispatched", 2)
+        sent = [Message.from_record(record) for record in await site.broker.read("r.last", 0, 0, 100)]
+        assert sorted((m.exposure, m.revision or 0) for m in sent) == [("e1", 0), ("e1", 0), ("e2", 1), ("e2", 2)]
+
+
+def test_the_pause_between_solves_doubles_up_to_some_minutes() -> None:
+    pauses = [aggregator_module._pause(failed) for failed in (0, 1, 2, 3, 7, 10_000)]
+    assert pauses == [5.0, 5.0, 10.0, 20.0, 300.0, 300.0]
 
 
 async def test_a_superseded_association_is_not_closed_until_its_list_is_announced_again(tmp_path: Path) -> None:
