@@ -235,7 +235,12 @@ class Engine:
                 cache=self.cache,
                 scratch=self.folders.scratch,
                 precedence=self._place(self.router.joint_stage),
-                stars=StarAnswers(jobs=self.jobs, store=self.store, scratch=self.folders.scratch),
+                stars=StarAnswers(
+                    jobs=self.jobs,
+                    store=self.store,
+                    scratch=self.folders.scratch,
+                    at_once=max(1, self.settings.slots // 2),
+                ),
                 observe=self.observe,
             ).solve,
             abandon=self.work.abandon,

@@ -48,12 +48,15 @@ class StarAnswers:
         Where answers lie.
     scratch : Path
         For files being made.
+    at_once : int
+        Questions at once: a catalog that hangs must leave slots to everything else.
     """
 
-    def __init__(self, *, jobs: PipelineJobs, store: ObjectStore, scratch: Path) -> None:
+    def __init__(self, *, jobs: PipelineJobs, store: ObjectStore, scratch: Path, at_once: int = 1) -> None:
         self._jobs = jobs
         self._store = store
         self._scratch = scratch
+        self._asking = anyio.CapacityLimiter(at_once)
 
     async def answer(
         self, source: Mapping[str, Any], cone: Mapping[str, float], *, patience: float, salt: str | None, label: str
@@ -80,7 +83,10 @@ class StarAnswers:
         """
         question = hash_parts("stars", dict(source), dict(cone), salt)
         found = await self._stored(question)
-        return found or await self._ask(question, source, cone, patience=patience, label=label)
+        if found is not None:
+            return found
+        async with self._asking:
+            return await self._ask(question, source, cone, patience=patience, label=label)
 
     async def _stored(self, question: str) -> StoredObject | None:
         record = await self._store.get(f"stars/{question}.json")

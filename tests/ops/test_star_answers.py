@@ -68,6 +68,42 @@ def test_a_question_is_put_once_and_anew_only_for_another_salt_or_when_the_answe
         anyio.run(scenario, service)
 
 
+class HangingJobs:
+    """Questions that are answered when a test says so."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answered = anyio.Event()
+
+    async def run_patiently(self, entry: str, arguments: dict[str, Any], **_: Any) -> dict[str, Any]:
+        self.asked += 1
+        await self.answered.wait()
+        await anyio.Path(arguments["out"]).write_bytes(b"stars")
+        return {"digest": "0" * 64, "stars": 1}
+
+
+def test_a_catalog_that_hangs_takes_no_more_slots_than_it_may(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        jobs = HangingJobs()
+        answers = StarAnswers(
+            jobs=jobs,  # type: ignore[arg-type]
+            store=open_store(tmp_path / "store"), scratch=tmp_path / "scratch", at_once=2,
+        )  # fmt: skip
+
+        async def ask(ra: float) -> None:
+            await answers.answer({"service": "x"}, {**CONE, "ra": ra}, patience=1.0, salt=None, label="test")
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(4):
+                tasks.start_soon(ask, float(number))
+            await anyio.sleep(0.3)
+            assert jobs.asked == 2
+            jobs.answered.set()
+        assert jobs.asked == 4
+
+    anyio.run(scenario)
+
+
 def gaia_columns(simulated: Simulated) -> dict[str, Any]:
     """The simulation's star table under Gaia's own names, with motions of which a year makes a milliarcsecond."""
     import pyarrow.parquet as pq
