@@ -11,15 +11,17 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
 from ops.closed_associations import ClosedAssociations
-from stream.association import Close, ClosedMember
+from stream.association import Close
 from stream.close import is_absent
+from stream.failure import RetriableError
 from stream.identity import canonical_json
 from stream.member_list import MemberList, superseded_by
+from stream.member_statuses import MemberStatuses
 from stream.message import MemberStatus
 from stream.product_event import EventProduct, ProductEvent
 from stream.results import Manifest, ObjectKind, Results
@@ -32,8 +34,13 @@ __all__ = ["ProductSet", "ProductSets"]
 _TOGETHER = 32
 """Members looked up at once: each takes the store a few answers, and there may be ten thousand."""
 
+_AT_ONCE = "at-once"
+"""In keys, in place of a revision: of members that waited for no close."""
+
 _WATCHED = 8
 """Revisions of which it is remembered who is waited for."""
+
+V = TypeVar("V")
 
 Visible = Callable[["ProductSet"], Awaitable[None]]
 """Awaited with each set that is complete, again when it is complete again."""
@@ -123,23 +130,34 @@ class ProductSets:
         self._results = results
         self._run = run
         self._records = RunRecords(store, run)
+        self._statuses = MemberStatuses(store, run)
         self._visible = visible
         self._publish = publish
         self._observe = observe
         self._lock = anyio.Lock()
         self.associations = ClosedAssociations(store, results, run)
+        self._wanted: dict[tuple[str, int], dict[str, str]] = {}
         self._waiting: dict[tuple[str, int], dict[str, None]] = {}
         self._complete_ones: set[tuple[str, int]] = set()
 
-    def _pointer(self, exposure: str, association: str, revision: int) -> str:
-        return f"runs/{self._run}/finalized/{association}/{revision}/{exposure}"
+    def _folder(self, association: str, part: int | str) -> str:
+        return f"runs/{self._run}/finalized/{association}/{part}/"
+
+    def _pointer(self, exposure: str, association: str, of: int | str) -> str:
+        if isinstance(of, int):
+            return f"{self._folder(association, of)}{exposure}"
+        return f"{self._folder(association, _AT_ONCE)}{exposure}/{of}"
 
     def _key(self, association: str, revision: int) -> str:
         return f"runs/{self._run}/products/{association}/{revision}"
 
-    async def finalized(self, association: str, revision: int | None, manifest: Manifest) -> None:
-        """Take note of a finalized member (revision None: one that did not wait for the close)."""
-        pointer = self._pointer(manifest.exposure, association, revision or 0)
+    async def finalized(self, association: str, of: int | str, manifest: Manifest) -> None:
+        """Take note of a finalized member: of a revision, or of the identity of its result if it waited for no close.
+
+        Those that did not wait come before the close that has them, and when they change the close before is still the
+        newest: it has them by that identity alone.
+        """
+        pointer = self._pointer(manifest.exposure, association, of)
         document = canonical_json({"manifest": manifest.key, "identity": manifest.identity})
         news = await self._store.get(pointer) != document
         if news:
@@ -149,9 +167,9 @@ class ProductSets:
         if close is not None and (news or (association, close.revision) not in self._complete_ones):
             await self._check(association, pointer)
 
-    async def failed(self, association: str, revision: int | None, exposure: str, reason: str) -> None:
+    async def failed(self, association: str, of: int | str, exposure: str, reason: str) -> None:
         """Take note of a member that could not be finalized; one that was before keeps its products."""
-        pointer = self._pointer(exposure, association, revision or 0)
+        pointer = self._pointer(exposure, association, of)
         await self._store.put_if_absent(pointer, canonical_json({"failed": reason}))
         await self._check(association, pointer)
 
@@ -212,12 +230,14 @@ class ProductSets:
         self._observe({"event": "products", "association": association, "revision": close.revision})
 
     async def _all_there(self, close: Close, come: str | None) -> bool:
-        """Whether all members that a close uses are finalized or failed.
+        """Whether all members that a close uses are finalized or failed, and what came is one of them.
 
         Each of ten thousand asks this, so the store is asked for one of those that were not there, the last in the
         order in which they are sent on, and for all of them only when that one has come.
         """
         key = (close.association, close.revision)
+        if come is not None and come not in await self._awaited(close):
+            return False
         waiting = self._waiting.pop(key, None)
         if waiting is None or come is None:
             waiting = await self._missing(close)
@@ -226,9 +246,7 @@ class ProductSets:
         while waiting:
             last = next(reversed(waiting))
             if await self._store.head(last) is None:
-                self._waiting[key] = waiting
-                while len(self._waiting) > _WATCHED:
-                    del self._waiting[next(iter(self._waiting))]
+                _keep(self._waiting, key, waiting)
                 return False
             waiting = await self._missing(close)
             waiting.pop(last, None)
@@ -236,36 +254,58 @@ class ProductSets:
 
     async def _missing(self, close: Close) -> dict[str, None]:
         """Pointers of members that a close uses and that are not there, in canonical order."""
-        wanted = dict.fromkeys(self._awaited(close, member) for member in close.members if not is_absent(member.status))
-        for revision in (0, close.revision):
-            async for info in self._store.list(self._pointer("", close.association, revision)):
+        wanted = dict.fromkeys(await self._awaited(close))
+        for part in (_AT_ONCE, close.revision):
+            async for info in self._store.list(self._folder(close.association, part)):
                 wanted.pop(info.key, None)
         return wanted
 
-    def _awaited(self, close: Close, member: ClosedMember) -> str:
-        """Pointer of a member of a close: of revision 0 when it did not wait for that."""
-        waited = member.status == MemberStatus.OK.value
-        return self._pointer(member.member, close.association, close.revision if waited else 0)
+    async def _awaited(self, close: Close) -> dict[str, str]:
+        """Pointers of the members that a close uses, in canonical order, and whose each is.
+
+        Raises
+        ------
+        stream.failure.RetriableError
+            The status of a member that did not wait for the close is not in the store.
+        """
+        key = (close.association, close.revision)
+        if key in self._wanted:
+            return self._wanted[key]
+        used = [member for member in close.members if not is_absent(member.status)]
+        results: dict[str, int | str] = {}
+
+        async def look(member: str, digest: str | None) -> None:
+            found = None if digest is None else await self._statuses.result(close.association, member, digest)
+            if found is None:
+                raise RetriableError(f"the status of {member} at a close of {close.association} is not stored")
+            results[member] = found
+
+        at_once = [member for member in used if member.status != MemberStatus.OK.value]
+        await together([partial(look, member.member, member.digest) for member in at_once], most=_TOGETHER)
+        wanted = {
+            self._pointer(name, close.association, results.get(name, close.revision)): name
+            for name in (member.member for member in used)
+        }
+        return _keep(self._wanted, key, wanted)
 
     async def _complete(self, members: MemberList, close: Close) -> ProductSet | None:
         found: dict[str, dict[str, Any]] = {}
 
-        async def look(member: ClosedMember) -> None:
-            told = await self._finished(self._awaited(close, member))
+        async def look(pointer: str, member: str) -> None:
+            told = await self._finished(pointer)
             if told is not None:
-                found[member.member] = told
+                found[member] = told
 
-        used = [member for member in close.members if not is_absent(member.status)]
-        await together([partial(look, member) for member in used], most=_TOGETHER)
-        if len(found) < len(used):
+        await together([partial(look, *wanted) for wanted in (await self._awaited(close)).items()], most=_TOGETHER)
+        if len(found) < len(close.used):
             return None
         failed = {member.member: member.status for member in close.members if is_absent(member.status)}
-        failed |= {member.member: found[member.member]["failed"] for member in used if "failed" in found[member.member]}
+        failed |= {member: found[member]["failed"] for member in close.used if "failed" in found[member]}
         return ProductSet(
             close.association,
             close.revision,
             members.product_name,
-            {member.member: found[member.member] for member in used if member.member not in failed},
+            {member: found[member] for member in close.used if member not in failed},
             {member.member: failed[member.member] for member in close.members if member.member in failed},
         )
 
@@ -289,3 +329,11 @@ class ProductSets:
                 if o.kind is ObjectKind.PRODUCT
             ],
         }
+
+
+def _keep(known: dict[tuple[str, int], V], key: tuple[str, int], value: V) -> V:
+    """Remember something of a revision, and of the others the newest."""
+    known[key] = value
+    while len(known) > _WATCHED:
+        del known[next(iter(known))]
+    return value

@@ -107,7 +107,7 @@ class PipelineWork:
              "revision": message.revision, "rms_mas": None if rms is None else 1e3 * rms,
              "latency": None if arrived is None else time.time() - arrived}
         )  # fmt: skip
-        await self._products.finalized(message.association, message.revision, manifest)
+        await self._products.finalized(message.association, message.revision or message.identity, manifest)
 
     async def abandon(self, message: Message, reason: str) -> None:
         """Let a product set be complete without this exposure."""
@@ -115,7 +115,8 @@ class PipelineWork:
             {"event": "finalize_failed", "exposure": message.exposure, "association": message.association,
              "revision": message.revision, "reason": reason}
         )  # fmt: skip
-        await self._products.failed(str(message.association), message.revision, message.exposure, reason)
+        of = message.revision or message.identity
+        await self._products.failed(str(message.association), of, message.exposure, reason)
 
     async def _stored(self, identity: str) -> Manifest | None:
         """Result that is whole, or whose payload was dropped on purpose while its small objects are still there."""

@@ -120,6 +120,11 @@ class MemberStatuses:
         data = await self._store.get(status_key(self._run, association, member, digest))
         return None if data is None else KeptMember.from_json(json.loads(data))
 
+    async def result(self, association: str, member: str, digest: str) -> str | None:
+        """Read which result one status tells of, by its identity; None when there is none of this digest."""
+        data = await self._store.get(status_key(self._run, association, member, digest))
+        return None if data is None else json.loads(data)["message"]["identity"]
+
     async def as_closed(self, close: Close, known: Mapping[str, KeptMember]) -> dict[str, KeptMember]:
         """The members that a close uses, as they were at it, given what is known of them now.
 

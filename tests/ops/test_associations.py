@@ -138,7 +138,7 @@ class Served:
                 extra={"content": {product: hash_parts("content", message.exposure)}},
             )  # fmt: skip
             await self.connection.results.publish(manifest)
-            await self.products.finalized(association, message.revision, manifest)
+            await self.products.finalized(association, message.revision or message.identity, manifest)
 
     async def records(self, topic: str) -> list[Record]:
         found: list[Record] = []
