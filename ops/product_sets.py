@@ -20,7 +20,7 @@ from stream.association import Close
 from stream.close import is_absent
 from stream.failure import RetriableError
 from stream.identity import canonical_json
-from stream.member_list import MemberList, superseded_by
+from stream.member_list import MemberList, associations_of, superseded_by
 from stream.member_statuses import MemberStatuses
 from stream.message import MemberStatus
 from stream.product_event import EventProduct, ProductEvent
@@ -148,7 +148,7 @@ class ProductSets:
             return f"{self._folder(association, of)}{exposure}"
         return f"{self._folder(association, _AT_ONCE)}{exposure}/{of}"
 
-    def _key(self, association: str, revision: int) -> str:
+    def _key(self, association: str, revision: int | str) -> str:
         return f"runs/{self._run}/products/{association}/{revision}"
 
     async def finalized(self, association: str, of: int | str, manifest: Manifest) -> None:
@@ -199,6 +199,28 @@ class ProductSets:
             found = ProductSet(**json.loads(data))
             if not await self._superseded(found.association, found.product_name):
                 yield found
+
+    async def former(self, product_set: ProductSet) -> dict[str, set[str]]:
+        """Digests, by name, that products had in sets whose place this one took: what may be left of them in a folder.
+
+        These are earlier revisions and, where it has a product name, the sets of other associations that had it.
+        """
+        own, name = product_set.association, product_set.product_name
+        others = set() if name is None else await associations_of(self._store, self._run, name)
+        found: dict[str, set[str]] = {}
+        for association in {own} | others:
+            prefix = self._key(association, "")
+            async for info in self._store.list(prefix):
+                if association == own and int(info.key.removeprefix(prefix)) >= product_set.revision:
+                    continue
+                data = await self._store.get(info.key)
+                members = {} if data is None else ProductSet(**json.loads(data)).members
+                for exposure, member in members.items():
+                    if name is None and exposure not in product_set.members.keys() | product_set.failed.keys():
+                        continue  # at the top, where the files of others are
+                    for product in member["products"]:
+                        found.setdefault(product["name"], set()).add(product["digest"])
+        return found
 
     async def _superseded(self, association: str, product_name: str | None) -> bool:
         """Whether the folder of a product name is another association's."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import anyio.to_thread
@@ -67,6 +67,19 @@ class Projection:
                 placed.append(target)
         return placed
 
+    async def remove_former(self, product_set: ProductSet, former: Mapping[str, Collection[str]]) -> list[Path]:
+        """Remove files that a set has not, if they have a digest that one of that name had; returns where they were.
+
+        Raises
+        ------
+        stream.failure.FatalError
+            A file cannot be removed.
+        """
+        folder = self.folder(product_set)
+        names = {product["name"] for member in product_set.members.values() for product in member["products"]}
+        gone = {folder / name: digests for name, digests in former.items() if name not in names}
+        return await anyio.to_thread.run_sync(_remove, gone)
+
 
 def bring_in_line(source: Path, target: Path, digest: str) -> None:
     """Put a copy of a file in its place, complete or not at all; one that has this digest already is left alone.
@@ -88,6 +101,20 @@ def bring_in_line(source: Path, target: Path, digest: str) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise FatalError(f"{target}: the product cannot be written: {disk_trouble(error)}") from error
+
+
+def _remove(files: Mapping[Path, Collection[str]]) -> list[Path]:
+    """Remove the files that have one of their digests; a link is somebody's own."""
+    removed = []
+    for path, digests in files.items():
+        try:
+            if path.is_symlink() or not path.is_file() or digest_file(path) not in digests:
+                continue
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise FatalError(f"{path}: the former product cannot be removed: {disk_trouble(error)}") from error
+        removed.append(path)
+    return removed
 
 
 def _copy(source: Path, target: Path) -> None:

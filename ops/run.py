@@ -197,6 +197,7 @@ class EmbeddedRun:
 
     async def _project(self, complete: ProductSet) -> None:
         await self._projection.project(complete)
+        await self._projection.remove_former(complete, await self._engine.products.former(complete))
 
     def _observe(self, event: dict[str, Any]) -> None:
         self._outcomes.observe(event)

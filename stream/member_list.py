@@ -17,6 +17,7 @@ from stream.store import ObjectStore
 
 __all__ = [
     "MemberList",
+    "associations_of",
     "close_key",
     "load_close",
     "members_key",
@@ -101,9 +102,21 @@ async def superseded_by(store: ObjectStore, run: str, association: str, product_
     return None if newest == association else newest
 
 
+async def associations_of(store: ObjectStore, run: str, product_name: str) -> set[str]:
+    """Return all associations that had a product name, the one that has it now among them."""
+    keys = [info.key async for info in store.list(_chain(run, product_name))]
+    chain = [await store.get(key) for key in keys]
+    return {json.loads(data)["association"] for data in chain if data is not None}
+
+
+def _chain(run: str, product_name: str) -> str:
+    """Prefix of the keys of a name's chain."""
+    return product_name_key(run, product_name, 0).removesuffix("0")
+
+
 async def _newest_list(store: ObjectStore, run: str, product_name: str) -> tuple[int, str | None]:
     """Length of a name's chain, and which association is its last."""
-    prefix = product_name_key(run, product_name, 0).removesuffix("0")
+    prefix = _chain(run, product_name)
     number = max([int(info.key.removeprefix(prefix)) async for info in store.list(prefix)], default=0)
     data = await store.get(product_name_key(run, product_name, number)) if number else None
     return number, None if data is None else json.loads(data)["association"]

@@ -207,6 +207,27 @@ def test_members_of_an_association_are_aligned_jointly(simulated_association: Si
         assert found.pointing_error_mas > 100
 
 
+def test_a_folder_has_the_products_of_the_newest_list_alone(simulated_association: Simulated, tmp_path: Path) -> None:
+    joint = max(simulated_association.associations, key=lambda path: path.stat().st_size)
+    document = json.loads(joint.read_text())
+    (product,) = document["products"]
+    members = product["members"]
+    for member in members:
+        member["expname"] = str(joint.parent / member["expname"])
+
+    def run(count: int) -> set[str]:
+        product["members"] = members[:count]
+        (tmp_path / f"{count}.json").write_text(json.dumps(document))
+        report = run_in_process(simulated_association, [tmp_path / f"{count}.json"], tmp_path / "out")
+        assert report["exit"] == 0
+        shown = {path.name for path in (tmp_path / "out" / product["name"]).iterdir()}
+        assert shown == {Path(name).name for row in report["exposures"] for name in row["products"]}
+        return shown
+
+    first, longer, again = run(1), run(2), run(1)
+    assert first == again < longer
+
+
 def _children(pid: int) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
