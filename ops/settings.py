@@ -40,7 +40,11 @@ class AssociationRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    minimum: int = Field(default=1, ge=1, description="Fewest members, not failed, that are worth aligning.")
+    minimum: int = Field(
+        default=1,
+        ge=1,
+        description="Fewest members, not failed, that are worth aligning; of an association with fewer in all, all.",
+    )
     deadline: float | None = Field(
         default=86_400.0,
         gt=0,

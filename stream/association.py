@@ -57,7 +57,8 @@ class AssociationSettings:
     Attributes
     ----------
     minimum : int
-        Fewest members, not failed, that are worth aligning; with fewer the outcome is FAIL.
+        Fewest members, not failed, that are worth aligning; with fewer the outcome is FAIL. Of an association that
+        has fewer in all, all of them.
     deadline : float or None
         Seconds from the first member to the deadline; None for no deadline.
     revision_delay : float
@@ -342,7 +343,8 @@ class Association:
         present = sum(not is_absent(member.status) for member in members)
         strict = self.settings.on_missing is OnMissing.FAIL and reason is not CloseReason.OPERATOR
         incomplete = strict and present < len(members)
-        outcome = CloseOutcome.FAIL if incomplete or present < self.settings.minimum else CloseOutcome.ALIGN
+        few = present < min(self.settings.minimum, len(members))
+        outcome = CloseOutcome.FAIL if incomplete or few else CloseOutcome.ALIGN
         revision = 1 if self._close is None else self._close.revision + 1
         return Close(self.id, revision, reason, outcome, members)
 

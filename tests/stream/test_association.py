@@ -203,6 +203,18 @@ def test_fewer_than_the_minimum_are_not_aligned() -> None:
         assert [close.outcome for close in driver.closes] == [outcome]
 
 
+def test_a_minimum_that_an_association_cannot_have_asks_for_all_of_it() -> None:
+    for members, failed, outcome in (
+        (("a", "b"), None, CloseOutcome.ALIGN),
+        (("a", "b"), "b", CloseOutcome.FAIL),
+        (("a",), None, CloseOutcome.ALIGN),
+    ):
+        driver = Driver(minimum=3).expect(members)
+        for member in members:
+            driver.see(member, FAILED if member == failed else OK)
+        assert [close.outcome for close in driver.closes] == [outcome]
+
+
 def test_an_association_whose_members_all_failed_closes_too() -> None:
     driver = Driver().expect()
     for member in MEMBERS:
