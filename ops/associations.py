@@ -11,21 +11,19 @@ import fnmatch
 import json
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import anyio
 from rich.console import Console
 from rich.table import Table
 
-from ops.association_state import READS_AT_ONCE, AssociationView, association_views
+from ops.association_state import AssociationView, association_views, tell_with_reasons, without_products
 from ops.connect import Connection, RunView, add_engine_arguments, connected, engine_settings, view_run
 from ops.engine import status_of
 from stream.clock import SystemClock
 from stream.failure import PermanentError
 from stream.message import OrderAction, OrderMessage
 from stream.router import Router
-from stream.together import together
 
 __all__ = ["add_arguments", "planned_order"]
 
@@ -55,11 +53,13 @@ async def _run(options: argparse.Namespace) -> int:
         found = await association_views(connection, view)
         _refuse_unknown(options.associations, found, settings.run)
         chosen = [one for one in found if _wanted(one, options)]
-        lacking = await _lacking(connection, chosen)
+        lacking = await without_products(connection, chosen)
         if options.action in {"close", "reopen"}:
             shown = [await _ordered(connection, view, one, lacking[one.id], options) for one in chosen]
+        elif options.action == "show":
+            shown = [await tell_with_reasons(connection, one, lacking[one.id]) for one in chosen]
         else:
-            shown = [_told(one, lacking[one.id], names=options.action == "show") for one in chosen]
+            shown = [one.to_json(lacking[one.id]) for one in chosen]
     if options.json:
         sys.stdout.write(json.dumps(shown) + "\n")
     elif options.action == "list":
@@ -85,30 +85,6 @@ def _wanted(view: AssociationView, options: argparse.Namespace) -> bool:
     if options.associations and not any(_named(view, pattern) for pattern in options.associations):
         return False
     return not options.open or view.is_open
-
-
-async def _lacking(connection: Connection, views: list[AssociationView]) -> dict[str, dict[str, str]]:
-    """Members without products that were there at the newest close, and why, by association.
-
-    Nothing is said while the close's product set is not complete.
-    """
-    lacking: dict[str, dict[str, str]] = {view.id: {} for view in views}
-
-    async def read(view: AssociationView) -> None:
-        last = view.state.last_close
-        if last is None or not view.complete:
-            return
-        data = await connection.store.get(f"runs/{connection.settings.run}/products/{view.id}/{last.revision}")
-        failed = json.loads(data)["failed"] if data is not None else {}
-        lacking[view.id] = {member: failed[member] for member in last.used if member in failed}
-
-    await together([partial(read, view) for view in views], most=READS_AT_ONCE)
-    return lacking
-
-
-def _told(view: AssociationView, lacking: Mapping[str, str], *, names: bool) -> dict[str, Any]:
-    told = {**view.to_json(names=names), "without_products": len(lacking)}
-    return {**told, "failed": dict(lacking)} if names else told
 
 
 def planned_order(
@@ -176,7 +152,7 @@ def _show_table(run: str, shown: list[dict[str, Any]]) -> None:
         if one["superseded_by"] is not None:
             closed = "superseded" if one["closed"] is None else f"{closed}, superseded"
         numbers = (str(one["revision"]), closed, str(one["changes"]))
-        times = (one["since"] or "", one["deadline"] or "")
+        times = (one["since"] or "", one["until"] or "")
         complete = "complete" if one["complete"] else ""
         if one["without_products"]:
             complete = f"{one['without_products']} without"

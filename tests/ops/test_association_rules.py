@@ -85,6 +85,24 @@ def test_an_association_that_waits_closes_when_the_last_one_comes_after_the_dead
 
     site.during(one_fails)
     assert told_of_closing(site) == (1, "complete", "align")
+    (listed,) = site.told("list")
+    assert (listed["waited_for"], listed["deadline"], listed["until"]) == (0, None, None)
+
+
+def test_an_association_that_waits_is_told_of_as_waiting_for_who_failed_and_for_a_person(apply: Apply) -> None:
+    site = apply('on_missing = "wait"\ndeadline = 3600')
+
+    async def one_fails(served: Served) -> None:
+        await served.member(MEMBERS[0])
+        await served.member(MEMBERS[2], MemberStatus.FAILED)
+        await served.until("member", 2)
+
+    site.during(one_fails)
+    (shown,) = site.told("show", ID)
+    assert (shown["present"], shown["waited_for"], shown["missing"]) == ({"failed": 1, "ok": 1}, 2, list(MEMBERS[1:]))
+    assert (shown["since"] is not None, shown["deadline"], shown["until"]) == (True, None, "operator or redrive")
+    assert "operator or redrive" in site.said("show", ID)
+    assert "operator or redrive" in site.said("list")
 
 
 def test_one_failed_member_has_nobody_aligned_where_that_is_the_rule_and_no_deadline_is_shown(apply: Apply) -> None:
@@ -124,9 +142,8 @@ def test_a_forgotten_association_is_told_of_by_its_close_alone() -> None:
     state.record_close(
         Close(ID, 1, CloseReason.DEADLINE, CloseOutcome.ALIGN, (*closed, ClosedMember(MEMBERS[2], "missing", None)))
     )
-    told = AssociationView(MemberList(ID, MEMBERS, "r1"), state, complete=True).to_json(names=True)
-    assert (told["present"], told["waited_for"], told["missing"]) == ({"failed": 1, "ok": 1}, 1, [MEMBERS[2]])
+    view = AssociationView(MemberList(ID, MEMBERS, "r1"), state, complete=True)
+    told, came = view.to_json({}), view.came()
+    assert (told["present"], told["waited_for"], view.missing(came)) == ({"failed": 1, "ok": 1}, 1, [MEMBERS[2]])
     assert (told["since"], told["changes"], told["next_revision"]) == (None, 0, None)
-    assert [(one["member"], one["status"], one["since"]) for one in told["members"]] == [
-        (MEMBERS[0], "ok", None), (MEMBERS[1], "failed", None), (MEMBERS[2], None, None),
-    ]  # fmt: skip
+    assert came == {MEMBERS[0]: ("ok", "d0", None), MEMBERS[1]: ("failed", "d1", None)}

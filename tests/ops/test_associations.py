@@ -122,11 +122,13 @@ class Served:
             )  # fmt: skip
         await self.router.send_member(message)
 
-    async def finalize(self, association: str = ID) -> None:
-        """Finalize each member that was sent on; again, what was finalized before."""
+    async def finalize(self, association: str = ID, *, but: str | None = None) -> None:
+        """Finalize each member that was sent on, ``but`` one; again, what was finalized before."""
         for record in await self.records("prompt.finalize"):
             message = Message.from_record(record)
             assert message.association == association
+            if message.exposure == but:
+                continue
             identity = hash_parts("final", message.identity, message.revision)
             data = message.exposure.encode()
             info = await self.connection.store.put(f"objects/{identity}", data)
@@ -205,7 +207,10 @@ def test_the_list_tells_who_came_and_who_is_waited_for_without_an_aggregator(sit
     assert [(one["member"], one["status"]) for one in shown["members"]] == [
         (MEMBERS[0], "failed"), (MEMBERS[1], "ok"), (MEMBERS[2], None),
     ]  # fmt: skip
+    assert [one["reason"] for one in shown["members"]] == ["no flat", None, None]
+    assert '"reason": "no flat"' in site.said("show", "r1")
     assert shown["missing"] == [MEMBERS[2]]
+    assert listed["until"] == listed["deadline"]
     assert "1 failed, 1 ok" in site.said("list")
     assert "no association r2 in run prompt" in site.said("show", "r2", status=2)
     assert "say which associations" in site.said("close", status=2)
@@ -320,6 +325,27 @@ def test_products_that_become_visible_are_told_of_and_repeats_are_known_by_their
     site.during(all_come)
 
 
+def products_failed(shown: dict[str, Any]) -> dict[str, str]:
+    return {one["member"]: one["products_failed"] for one in shown["members"] if one["products_failed"] is not None}
+
+
+def test_it_is_told_why_members_failed_and_why_one_that_came_has_no_products(site: Site) -> None:
+    async def all_come(served: Served) -> None:
+        await served.member(MEMBERS[0])
+        await served.member(MEMBERS[1], MemberStatus.FAILED)
+        await served.member(MEMBERS[2])
+        await served.until("dispatched")
+        await served.products.failed(ID, 1, MEMBERS[0], "no room")
+        await served.finalize(but=MEMBERS[0])
+
+    site.during(all_come)
+    (shown,) = site.told("show", ID)
+    assert shown["complete"]
+    assert [(one["status"], one["reason"], one["products_failed"]) for one in shown["members"]] == [
+        ("ok", None, "no room"), ("failed", "no flat", None), ("ok", None, None),
+    ]  # fmt: skip
+
+
 def test_an_association_of_which_nobody_can_be_finalized_is_complete_too(site: Site) -> None:
     async def all_fail(served: Served) -> None:
         for name in MEMBERS:
@@ -352,14 +378,14 @@ def test_an_association_whose_solve_was_given_up_says_why_and_can_be_reopened_th
 
     site.during(not_solved)
     (shown,) = site.told("show", ID)
-    assert shown["failed"] == dict.fromkeys(MEMBERS[:2], "the catalog refused"), "of members that were there"
+    assert products_failed(shown) == dict.fromkeys(MEMBERS[:2], "the catalog refused"), "of members that were there"
     assert site.told("list")[0]["without_products"] == 2
     assert "2 without" in site.said("list")
     (ordered,) = site.told("reopen", ID, "--execute")
     assert (ordered["revision"], ordered["used"], ordered["ordered"]) == (2, list(MEMBERS[:2]), True)
     site.during(solved)
     (shown,) = site.told("show", ID)
-    assert (shown["revision"], shown["failed"], shown["complete"]) == (2, {}, True)
+    assert (shown["revision"], products_failed(shown), shown["complete"]) == (2, {}, True)
     assert "nothing changed since revision 2" in site.said("reopen", ID, "--execute")
 
 
