@@ -70,6 +70,9 @@ def run_from_options(namespace: argparse.Namespace) -> int:
     """Run, show what came of it, and return the exit status."""
     options = RunOptions(namespace)
     log_to_file(options.work)
+    if options.without_effect is not None:
+        LOG.warning("%s", options.without_effect)
+        sys.stderr.write(f"rampstream: {options.without_effect}\n")
     console = Console(stderr=True)
     report = anyio.run(EmbeddedRun(options, console).execute)
     if options.json:

@@ -24,6 +24,11 @@ __all__ = ["RunOptions", "log_to_file"]
 class RunOptions:
     """What a person asked for, checked.
 
+    Attributes
+    ----------
+    without_effect : str or None
+        Which settings were given that say nothing to ``rampstream run``, in one line.
+
     Raises
     ------
     PermanentError
@@ -50,6 +55,7 @@ class RunOptions:
         self.gaia: Any = anyio.run(defined_stars, options.gaia)
         self.out = options.out.resolve()
         self.work = (options.work or options.out / ".rampstream").resolve()
+        self.without_effect = _without_effect(self.settings)
         self.replace = bool(options.replace)
         self.json = bool(options.json)
         self.inputs: list[Path] = options.inputs
@@ -58,6 +64,16 @@ class RunOptions:
                 raise PermanentError(f"{path}: its product would take its place; choose another folder for --out")
         for folder in (self.out, self.work):
             _make_writable(folder)
+
+
+def _without_effect(settings: RunSettings) -> str | None:
+    given = [
+        name for name in type(settings.associations).model_fields if name in settings.associations.model_fields_set
+    ]
+    if not given:
+        return None
+    names = ", ".join(f"associations.{name}" for name in given)
+    return f"without effect here: {names}; they count in the distributed engine only"
 
 
 def _defined_references(text: str, settings: RunSettings) -> Any:
