@@ -49,6 +49,9 @@ class Site:
         captured = self._capsys.readouterr()
         return captured.out + captured.err
 
+    def printed(self) -> str:
+        return "".join(self._capsys.readouterr())
+
     def told(self, *words: str) -> Any:
         return json.loads(self.said(*words, "--json"))
 
@@ -381,6 +384,8 @@ def test_an_association_whose_solve_was_given_up_says_why_and_can_be_reopened_th
     assert products_failed(shown) == dict.fromkeys(MEMBERS[:2], "the catalog refused"), "of members that were there"
     assert site.told("list")[0]["without_products"] == 2
     assert "2 without" in site.said("list")
+    assert main(["products"]) == 0
+    assert f"{MEMBERS[0]}: no products in revision 1 of {ID}: the catalog refused" in site.printed()
     (ordered,) = site.told("reopen", ID, "--execute")
     assert (ordered["revision"], ordered["used"], ordered["ordered"]) == (2, list(MEMBERS[:2]), True)
     site.during(solved)
