@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -149,6 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry() -> int:
     """Run one verb as a process of its own, which ends with it."""
+    if "worker" in sys.argv[1:2]:  # one that is told to stop while it still imports has nothing to finish
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     return run_process(main)
 
 

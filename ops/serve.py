@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskStatus
 
 from ops.connect import add_engine_arguments, connected, engine_settings, view_run
 from ops.endings import BREAKER, FAILED, STOPPED, Endings
@@ -109,6 +110,7 @@ class Server:
             The engine cannot go on: credentials, a full disk, an open breaker, no broker.
         """
         signal.signal(signal.SIGUSR1, self._told_early)
+        signal.signal(signal.SIGTERM, self._stopped_early)
         for event in self._endings.begin():
             self._observe(event)
         try:
@@ -172,6 +174,11 @@ class Server:
         """Be quiet from the start: it was asked for before there was anything to be quiet about."""
         self._quiet_at_once = True
 
+    def _stopped_early(self, *_: Any) -> None:
+        """End at once: nothing is begun. Processes that were forked for jobs end with this one."""
+        self._endings.note(STOPPED)
+        os._exit(0)
+
     def _observe(self, event: dict[str, Any]) -> None:
         self._metrics.observe(event)
         if event["event"] == "breaker":
@@ -218,6 +225,7 @@ class Server:
         watchdog.start()
         try:
             async with anyio.create_task_group() as tasks:
+                await tasks.start(self._until_told, monitor, tasks.cancel_scope)
                 tasks.start_soon(monitor.run)
                 tasks.start_soon(self._watch_stops, engine.stopped, chosen)
                 port = await tasks.start(health.serve, host, port)
@@ -228,8 +236,6 @@ class Server:
                 LOG.info("%s", told)
                 sys.stdout.write(f"rampstream worker {engine.worker}: {told}\n")
                 sys.stdout.flush()
-                await self._until_told(monitor)
-                tasks.cancel_scope.cancel()
         finally:
             watchdog.stop()
 
@@ -245,8 +251,12 @@ class Server:
                 self._ending = (BREAKER, [])
                 raise
 
-    async def _until_told(self, monitor: Monitor) -> None:
+    async def _until_told(
+        self, monitor: Monitor, scope: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """End what is in a scope when told to stop, also while it starts: a restore may take minutes."""
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+            task_status.started()
             if self._quiet_at_once:
                 self._be_quiet(monitor)
             async for told in signals:
@@ -255,6 +265,7 @@ class Server:
                 if told is not signal.SIGUSR1:
                     break
         await drain(list(self._inboxes.values()), self._settings.drain_seconds)
+        scope.cancel()
 
     def _be_quiet(self, monitor: Monitor) -> None:
         monitor.stopping = True

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ops.endings import FAILED, KILLED, STOPPED, Endings
 from ops.serve import Server
 from ops.settings import RunSettings
 from stream.watchdog import EXIT_STATUS
+from tests.ops.small_run import define_run
 
 
 def reasons(file: Path) -> list[str]:
@@ -94,3 +96,25 @@ async def test_a_worker_that_fails_leaves_word_and_the_next_one_counts_it(tmp_pa
             await server.serve()
         counted = server._metrics.registry.get_sample_value("rampstream_worker_restarts_total", {"reason": FAILED})
         assert counted == before
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["while it imports", "while it starts"])
+def test_a_worker_that_is_told_to_stop_before_it_serves_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, begun: bool
+) -> None:
+    define_run(tmp_path, monkeypatch)
+    endings = tmp_path / "work" / "logs" / "endings.log"
+    code = "import sys; from ops.cli import entry; print('imported', flush=True); sys.exit(entry())"
+    with subprocess.Popen([sys.executable, "-c", code, "worker"], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "imported\n"
+        if begun:
+            deadline = time.monotonic() + 60
+            while not endings.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        else:
+            time.sleep(0.2)  # its own handler is set at once, and the imports take a second
+        worker.terminate()
+        assert worker.wait(60) == 0
+    if begun:
+        assert reasons(endings) == [STOPPED]
