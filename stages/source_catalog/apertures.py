@@ -14,6 +14,7 @@ from numba import njit
 
 from stages.rows import for_row_blocks
 from stages.source_catalog.overlap import circle_pixel_overlap
+from stages.source_catalog.sums import MOST, sum_in_numpy_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,8 +46,8 @@ class ApertureFluxes:
 
 
 @njit(nogil=True, cache=True)
-def _aperture(data, err, masked, xc, yc, radius):  # type: ignore[no-untyped-def]
-    """Flux and error with exact overlap; an empty ``masked`` masks nothing."""
+def _aperture(data, err, xc, yc, radius):  # type: ignore[no-untyped-def]
+    """Flux and error with exact overlap."""
     ny, nx = data.shape
     flux = variance = 0.0
     used = False
@@ -55,8 +56,6 @@ def _aperture(data, err, masked, xc, yc, radius):  # type: ignore[no-untyped-def
             w = circle_pixel_overlap(x - xc, y - yc, radius)
             if w > 0.0:
                 used = True
-                if masked.size > 0 and masked[y, x]:
-                    continue
                 flux += w * np.float64(data[y, x])
                 variance += w * np.float64(err[y, x] * err[y, x])
     if not used:
@@ -107,7 +106,6 @@ def _annulus(data, xc, yc, inner, outer, values):  # type: ignore[no-untyped-def
 @njit(nogil=True, cache=True)
 def _measure(data, err, x, y, radii, inner, outer, first, last, flux, flux_err, background, background_err):  # type: ignore[no-untyped-def]
     values = np.empty((int(2 * outer) + 4) ** 2)
-    nothing = np.empty((0, 0), dtype=np.bool_)
     for i in range(first, last):
         xc, yc = np.float64(x[i]), np.float64(y[i])
         if not (isfinite(xc) and isfinite(yc)):
@@ -116,7 +114,7 @@ def _measure(data, err, x, y, radii, inner, outer, first, last, flux, flux_err, 
             background[i] = background_err[i] = np.nan
             continue
         for k in range(radii.size):
-            flux[i, k], flux_err[i, k] = _aperture(data, err, nothing, xc, yc, radii[k])
+            flux[i, k], flux_err[i, k] = _aperture(data, err, xc, yc, radii[k])
         median, std, n = _annulus(data, xc, yc, inner, outer, values)
         background[i] = median
         background_err[i] = sqrt(pi / (2.0 * n)) * std if n > 0 else np.nan
@@ -159,10 +157,26 @@ def measure_apertures(
 
 @njit(nogil=True, cache=True)
 def aperture_sums(data, masked, x, y, radius):  # type: ignore[no-untyped-def]
-    """Sum of unmasked pixels with exact overlap in one circle around each position; NaN for a non-finite position."""
-    flux = np.empty(x.size)
+    """Sum of unmasked pixels with exact overlap in one circle around each position; NaN for a non-finite position.
+
+    The circle has at most `stages.source_catalog.sums.MOST` pixels: a radius of 5 at most.
+    """
+    ny, nx = data.shape
+    flux = np.full(x.size, np.nan)
+    values = np.empty(MOST)
     for i in range(x.size):
-        flux[i] = np.nan
-        if isfinite(x[i]) and isfinite(y[i]):
-            flux[i] = _aperture(data, data, masked, np.float64(x[i]), np.float64(y[i]), radius)[0]
+        if not (isfinite(x[i]) and isfinite(y[i])):
+            continue
+        xc, yc = np.float64(x[i]), np.float64(y[i])
+        used = False
+        n = 0
+        for row in range(max(floor(yc - radius + 0.5), 0), min(floor(yc + radius + 1.5), ny)):
+            for column in range(max(floor(xc - radius + 0.5), 0), min(floor(xc + radius + 1.5), nx)):
+                w = circle_pixel_overlap(column - xc, row - yc, radius)
+                used |= w > 0.0
+                if w > 0.0 and not masked[row, column]:
+                    values[n] = w * np.float64(data[row, column])
+                    n += 1
+        if used:
+            flux[i] = sum_in_numpy_order(values[:n])
     return flux

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from stages.source_catalog.psf_model import psf_values
+from stages.source_catalog.sums import sum_in_numpy_order
 
 __all__ = ["fit_group"]
 
@@ -43,7 +44,8 @@ def _residuals(psf, parameters, px, py, data, weights, models, scratch, out, cha
 
 
 @njit(nogil=True, cache=True)
-def _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_step, jacobian):  # type: ignore[no-untyped-def]
+def _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_step, transposed):  # type: ignore[no-untyped-def]
+    """The Jacobian by forward differences, a row for each parameter."""
     for k in range(parameters.size):
         value = parameters[k]
         sign = 1.0 if value >= 0.0 else -1.0
@@ -55,7 +57,7 @@ def _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_step
         _residuals(psf, parameters, px, py, data, weights, models, scratch, f_step, k // 3)
         parameters[k] = value
         for p in range(f.size):
-            jacobian[p, k] = (f_step[p] - f[p]) / dx
+            transposed[k, p] = (f_step[p] - f[p]) / dx
 
 
 @njit(nogil=True, cache=True)
@@ -82,13 +84,13 @@ def _norm(v):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def _secular(alpha, suf, s, radius):  # type: ignore[no-untyped-def]
     """Length of the regularised step minus the trust radius, and its derivative by alpha."""
-    total = slope = 0.0
+    lengths, slopes = np.empty(s.size), np.empty(s.size)
     for i in range(s.size):
         denominator = s[i] * s[i] + alpha
-        total += (suf[i] / denominator) ** 2
-        slope += suf[i] ** 2 / denominator**3
-    length = sqrt(total)
-    return length - radius, -slope / length
+        lengths[i] = suf[i] / denominator
+        slopes[i] = suf[i] * suf[i] / pow(denominator, 3.0)
+    length = _norm(lengths)
+    return length - radius, -sum_in_numpy_order(slopes) / length
 
 
 @njit(nogil=True, cache=True)
@@ -138,14 +140,9 @@ def _stop(reduction, cost, step_length, length, ratio):  # type: ignore[no-untyp
 @njit(nogil=True, cache=True)
 def _pseudo_inverse(s, vt, smallest):  # type: ignore[no-untyped-def]
     """Of J'J, from the SVD of J; singular values up to ``smallest`` are dropped."""
-    n = vt.shape[1]
-    covariance = np.zeros((n, n))
-    for k in range(s.size):
-        if s[k] > smallest:
-            for i in range(n):
-                for j in range(n):
-                    covariance[i, j] += vt[k, i] * vt[k, j] / (s[k] * s[k])
-    return covariance
+    rank = np.sum(s > smallest)
+    directions = np.ascontiguousarray(vt.T[:, :rank])
+    return np.dot(directions / (s[:rank] * s[:rank]), directions.T)
 
 
 @njit(nogil=True, cache=True)
@@ -175,12 +172,14 @@ def fit_group(psf, parameters, px, py, data, weights):  # type: ignore[no-untype
     m, n = px.size, parameters.size
     models, scratch = np.empty((n // 3, m)), np.empty(m)
     f, f_new = np.empty(m), np.empty(m)
-    jacobian = np.empty((m, n))
+    # SciPy's Jacobian is the transpose of an array that is filled row by row: BLAS sums in another order otherwise.
+    transposed = np.empty((n, m))
+    jacobian = transposed.T
     _residuals(psf, parameters, px, py, data, weights, models, scratch, f, -1)
     evaluations = 1
-    _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_new, jacobian)
+    _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_new, transposed)
     cost = 0.5 * np.dot(f, f)
-    gradient = _transposed_times(jacobian, f)
+    gradient = _times(transposed, f)
     radius = _norm(parameters)
     if radius == 0.0:
         radius = 1.0
@@ -198,7 +197,7 @@ def fit_group(psf, parameters, px, py, data, weights):  # type: ignore[no-untype
         new_cost = cost
         while reduction <= 0.0 and evaluations < MAX_EVALUATIONS:
             step, alpha = _trust_region_step(m, uf, s, vt, radius, alpha)
-            linear = _times(jacobian, step)
+            linear = _transposed_times(transposed, step)
             predicted = -(0.5 * np.dot(linear, linear) + np.dot(step, gradient))
             new = parameters + step
             _residuals(psf, new, px, py, data, weights, models, scratch, f_new, -1)
@@ -228,7 +227,7 @@ def fit_group(psf, parameters, px, py, data, weights):  # type: ignore[no-untype
             parameters[:] = new
             f[:] = f_new
             cost = new_cost
-            _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_new, jacobian)
-            gradient = _transposed_times(jacobian, f)
+            _jacobian(psf, parameters, px, py, data, weights, models, scratch, f, f_new, transposed)
+            gradient = _times(transposed, f)
     _, s, vt = _svd(jacobian)
     return status, f, _pseudo_inverse(s, vt, EPS * max(m, n) * s[0])

@@ -33,7 +33,7 @@ class GriddedPSF:
 
     Attributes
     ----------
-    coefficients : ndarray, f8, (y nodes, x nodes, stamp y, stamp x)
+    coefficients : ndarray, f8, (y nodes, x nodes, stamp x, stamp y)
         Bicubic B-spline coefficients of each stamp.
     knots_x, knots_y : ndarray, f8
         Knots in stamp pixels.
@@ -73,7 +73,8 @@ def jitter_transfer(meta: Mapping[str, Any], fx: NDArray[np.float64], fy: NDArra
     angle = pi / 2.0 - np.deg2rad(position_angle)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     covariance = rotation @ np.diag([(major / 1000.0) ** 2, (minor / 1000.0) ** 2]) @ rotation.T
-    exponent = covariance[0, 0] * fx**2 + 2.0 * covariance[0, 1] * fx * fy + covariance[1, 1] * fy**2
+    frequencies = np.stack([fx, fy], axis=-1)
+    exponent = np.einsum("...i,ij,...j", frequencies, covariance, frequencies)
     return np.asarray(np.exp(-2.0 * pi**2 * exponent))
 
 
@@ -146,11 +147,11 @@ def build_psf(
     if grid_x.size * grid_y.size != len(images) or len(np.unique(iy * grid_x.size + ix)) != len(images):
         raise ValueError(f"pixel_x and pixel_y of {len(images)} stamps do not form a full rectangular grid")
     ny, nx = images.shape[-2:]
-    coefficients = np.empty((grid_y.size, grid_x.size, ny, nx))
+    coefficients = np.empty((grid_y.size, grid_x.size, nx, ny))
     for i, image in enumerate(images):
-        spline = RectBivariateSpline(np.arange(ny), np.arange(nx), image, kx=3, ky=3, s=0)
-        knots_y, knots_x, values = spline.tck
-        coefficients[iy[i], ix[i]] = values.reshape(ny, nx)
+        spline = RectBivariateSpline(np.arange(nx), np.arange(ny), image.T, kx=3, ky=3, s=0)
+        knots_x, knots_y, values = spline.tck
+        coefficients[iy[i], ix[i]] = values.reshape(nx, ny)
     return GriddedPSF(coefficients, knots_x, knots_y, grid_x, grid_y, float(oversample))
 
 
@@ -173,17 +174,20 @@ def _basis(knots, x, values):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _node(grid, x):  # type: ignore[no-untyped-def]
-    """Left node of the cell that holds x and the weight of the right one, both clipped to the grid."""
+    """Left node of the cell that holds x, and distances of x, clipped to the grid, from its right and its left node."""
     if grid.size == 1:
-        return 0, 0.0
+        return 0, 1.0, 0.0
     left = min(max(np.searchsorted(grid, x) - 1, 0), grid.size - 2)
     x = min(max(x, grid[left]), grid[left + 1])
-    return left, (x - grid[left]) / (grid[left + 1] - grid[left])
+    return left, grid[left + 1] - x, x - grid[left]
 
 
 @njit(nogil=True, cache=True)
 def psf_values(coefficients, knots_x, knots_y, grid_x, grid_y, oversample, flux, x0, y0, px, py, out):  # type: ignore[no-untyped-def]
     """Model of one source at pixels (px, py): bilinear over the grid at (x0, y0), bicubic in the stamp, 0 outside.
+
+    The order of all sums is that of FITPACK (``bispeu``) and of photutils' ``GriddedPSFModel``: a fit takes differences
+    of these values, and in a crowded field the last bit may decide in which minimum it ends.
 
     Parameters
     ----------
@@ -196,9 +200,12 @@ def psf_values(coefficients, knots_x, knots_y, grid_x, grid_y, oversample, flux,
     out : ndarray, f8
         Values.
     """
-    ny, nx = coefficients.shape[2:]
-    column, fx = _node(grid_x, x0)
-    row, fy = _node(grid_y, y0)
+    nx, ny = coefficients.shape[2:]
+    column, from_right, from_left = _node(grid_x, x0)
+    row, from_top, from_bottom = _node(grid_y, y0)
+    area = (from_right + from_left) * (from_top + from_bottom)
+    if grid_x.size > 1 and grid_y.size > 1:
+        area = (grid_x[column + 1] - grid_x[column]) * (grid_y[row + 1] - grid_y[row])
     bx, by = np.empty(4), np.empty(4)
     for p in range(px.size):
         x = oversample * (px[p] - x0) + 0.5 * (nx - 1)
@@ -210,14 +217,12 @@ def psf_values(coefficients, knots_x, knots_y, grid_x, grid_y, oversample, flux,
         value = 0.0
         for node in range(4):
             j, i = node // 2, node % 2
-            weight = (fy if j else 1.0 - fy) * (fx if i else 1.0 - fx)
+            weight = (from_left if i else from_right) * (from_bottom if j else from_top) / area
             if weight == 0.0:
                 continue
             stamp = 0.0
-            for ky in range(4):
-                line = 0.0
-                for kx in range(4):
-                    line += bx[kx] * coefficients[row + j, column + i, iy + ky, ix + kx]
-                stamp += by[ky] * line
-            value += weight * stamp
+            for kx in range(4):
+                for ky in range(4):
+                    stamp += coefficients[row + j, column + i, ix + kx, iy + ky] * bx[kx] * by[ky]
+            value += stamp * weight
         out[p] = flux * value
