@@ -13,7 +13,8 @@ define make_environment
 	@$(PYTHON) -c 'import sys; sys.exit("make: Python >= 3.11 is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1) || { echo "make: $(PYTHON) cannot make virtual environments: install its venv module" >&2; exit 1; }
 	@test -x $(1)/bin/uv || $(1)/bin/python -m pip --quiet --disable-pip-version-check install "uv>=0.9"
-	@cmp -s $(2) $(1)/.lock || { $(1)/bin/uv pip install --quiet --python $(1)/bin/python -r $(2) && $(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps -e . && cp $(2) $(1)/.lock; }
+	@cmp -s $(2) $(1)/.lock || { $(1)/bin/uv pip install --quiet --python $(1)/bin/python -r $(2) && cp $(2) $(1)/.lock; }
+	@cmp -s pyproject.toml $(1)/.pyproject || { $(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps -e . && cp pyproject.toml $(1)/.pyproject; }
 endef
 
 demo:

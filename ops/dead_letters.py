@@ -67,7 +67,9 @@ async def _run(options: argparse.Namespace) -> int:
     else:
         for letter in shown:
             sys.stdout.write(_line(letter) if options.action != "show" else json.dumps(letter, indent=2) + "\n")
-        if options.action == "redrive" and not options.execute:
+        if options.action == "redrive" and not chosen:
+            sys.stdout.write("nothing to redrive: no dead letter matches (--all: those redriven before as well)\n")
+        elif options.action == "redrive" and not options.execute:
             sys.stdout.write(f"{len(chosen)} would be redriven; say --execute to do it\n")
     return 0
 
@@ -98,9 +100,11 @@ def _described(record: Record, marked: set[str]) -> dict[str, Any]:
     except PoisonError:
         message = None
     exposure = None
-    if message is not None and not isinstance(message, OrderMessage):
-        exposure = message.member if isinstance(message, MemberMessage) else message.exposure
     value = record.value or b""
+    if message is None:
+        exposure = _exposure_of(value)
+    elif not isinstance(message, OrderMessage):
+        exposure = message.member if isinstance(message, MemberMessage) else message.exposure
     try:
         text: str | None = value.decode()
     except UnicodeDecodeError:
@@ -126,6 +130,16 @@ def _described(record: Record, marked: set[str]) -> dict[str, Any]:
             if not name.startswith(PREFIX)
         ],
     }
+
+
+def _exposure_of(value: bytes) -> str | None:
+    """Name of the exposure in a message that cannot be read as one: of another version, say."""
+    try:
+        document = json.loads(value)
+    except ValueError:
+        return None
+    named = document.get("exposure", document.get("member")) if isinstance(document, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def _failure(why: dict[str, str]) -> dict[str, Any]:

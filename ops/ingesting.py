@@ -163,6 +163,7 @@ class _Session:
         return await self._ingest(await anyio.to_thread.run_sync(partial(read_inputs, paths, absent=self._absent)))
 
     async def _ingest(self, ingest: Ingest) -> bool:
+        await anyio.to_thread.run_sync(_refuse_what_is_no_file, ingest)
         if self._groups is not None:
             await self._groups.regroup(ingest)
         for name, reason in ingest.refused.items():
@@ -260,6 +261,17 @@ class _Session:
             reason = f": {announced.reason}" if announced.reason else ""
             sys.stdout.write(f"{announced.exposure}: {announced.outcome}{reason}\n")
         sys.stdout.flush()
+
+
+def _refuse_what_is_no_file(ingest: Ingest) -> None:
+    """Refuse plain files that are none before anything is announced: a mistyped path is no exposure."""
+    for exposure, entry in list(ingest.entries.items()):
+        if exposure in ingest.listed or entry.path.is_file():
+            continue
+        what = "it is a folder; see --watch" if entry.path.is_dir() else "there is no such file"
+        ingest.refused[str(entry.path)] = f"{entry.path}: {what}"
+        del ingest.entries[exposure]
+        ingest.lists = [members for members in ingest.lists if members.members != (exposure,)]
 
 
 async def _listed(source: ObjectStore | None, folder: Path) -> AsyncIterator[tuple[str, int, float]]:

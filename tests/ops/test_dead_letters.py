@@ -119,9 +119,22 @@ def test_redriving_is_a_plan_until_it_is_executed_and_then_goes_to_the_inbox_wit
     assert [letter["redriven"] for letter in site.told("list", "--all")] == [True, False]
     assert site.told("redrive", EXPOSURE, "--execute") == [], "what was redriven is not sent again"
     assert len(site.records("prompt.assign_wcs")) == 1
+    assert "nothing to redrive: no dead letter matches" in site.said("redrive", EXPOSURE, "--execute")
 
 
 def test_a_letter_that_is_not_there_and_a_redrive_of_everything_are_refused(site: Site) -> None:
     assert "there is no dead letter 0-7 in run prompt" in site.said("show", "0-7", status=2)
     assert "say which dead letters to redrive" in site.said("redrive", "--execute", status=2)
     assert site.records("prompt.assign_wcs") == []
+
+
+def test_a_message_of_another_version_is_found_by_the_exposure_that_it_names(site: Site) -> None:
+    async def bury_newer() -> None:
+        async with connected(site.settings) as connection:
+            value = json.dumps({"schema_version": "9.0", "exposure": EXPOSURE}).encode()
+            record = await connection.broker.publish("prompt.dq_init", key=b"k", value=value, headers=())
+            poison = {"class": "poison", "type": "PoisonError", "message": "version 9.0"}
+            await bury(connection.broker, "prompt", record, stage="dq_init", failure=poison, attempts=1)
+
+    anyio.run(bury_newer)
+    assert [letter["class"] for letter in site.told("list", EXPOSURE)] == ["permanent", "poison"]

@@ -207,3 +207,11 @@ def test_a_prefix_of_a_bucket_is_watched_too(site: Path, opener: Opener, monkeyp
 def test_a_folder_that_does_not_exist_is_named(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ingest", "--watch", str(site / "nowhere")]) == 2
     assert "nowhere: there is no such folder" in capsys.readouterr().err
+
+
+def test_a_path_that_is_no_file_is_refused_and_leaves_nothing(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, says in ((site / "in", "it is a folder; see --watch"), (site / "no.asdf", "there is no such file")):
+        assert main(["ingest", str(place)]) == 1
+        assert f"{place}: {says}" in capsys.readouterr().out
+    assert main(["associations", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
