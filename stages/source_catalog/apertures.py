@@ -6,7 +6,7 @@ No mask is applied: neighbours and flagged pixels count, and a NaN pixel gives a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor, isfinite, pi, sqrt
+from math import ceil, floor, isfinite, pi, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,6 @@ from numba import njit
 
 from stages.rows import for_row_blocks
 from stages.source_catalog.overlap import circle_pixel_overlap
-from stages.source_catalog.sums import MOST, sum_in_numpy_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -155,28 +154,44 @@ def measure_apertures(
     return ApertureFluxes(flux, flux_err, background, background_err)
 
 
-@njit(nogil=True, cache=True)
-def aperture_sums(data, masked, x, y, radius):  # type: ignore[no-untyped-def]
-    """Sum of unmasked pixels with exact overlap in one circle around each position; NaN for a non-finite position.
+def aperture_sums(
+    data: NDArray[np.float32], masked: NDArray[np.bool_], x: NDArray[np.float32], y: NDArray[np.float32], radius: float
+) -> NDArray[np.float64]:
+    """Sums of unmasked pixels with exact overlap in one circle around each position, which PSF fits start from.
 
-    The circle has at most `stages.source_catalog.sums.MOST` pixels: a radius of 5 at most.
+    Overlaps and sums are photutils' and NumPy's own: in a crowded field the last bit of a start may decide in which
+    minimum a fit ends.
+
+    Parameters
+    ----------
+    data, masked : ndarray, f4 and bool, (ny, nx)
+        Image, and pixels to leave out.
+    x, y : ndarray, f4, (n,)
+        Centroids, pixels.
+    radius : float
+        Pixels.
+
+    Returns
+    -------
+    ndarray, f8, (n,)
+        NaN for a non-finite position, and for a circle that lies outside the image.
     """
+    from photutils.geometry import circular_overlap_grid
+
     ny, nx = data.shape
     flux = np.full(x.size, np.nan)
-    values = np.empty(MOST)
-    for i in range(x.size):
-        if not (isfinite(x[i]) and isfinite(y[i])):
+    for i in np.flatnonzero(np.isfinite(x) & np.isfinite(y)):
+        xc, yc = float(x[i]), float(y[i])
+        left, right = floor(xc - radius + 0.5), ceil(xc + radius + 0.5)
+        low, high = floor(yc - radius + 0.5), ceil(yc + radius + 0.5)
+        weights = circular_overlap_grid(
+            left - 0.5 - xc, right - 0.5 - xc, low - 0.5 - yc, high - 0.5 - yc, right - left, high - low, radius, 1, 1
+        )
+        rows, columns = slice(max(low, 0), min(high, ny)), slice(max(left, 0), min(right, nx))
+        if rows.start >= rows.stop or columns.start >= columns.stop:
             continue
-        xc, yc = np.float64(x[i]), np.float64(y[i])
-        used = False
-        n = 0
-        for row in range(max(floor(yc - radius + 0.5), 0), min(floor(yc + radius + 1.5), ny)):
-            for column in range(max(floor(xc - radius + 0.5), 0), min(floor(xc + radius + 1.5), nx)):
-                w = circle_pixel_overlap(column - xc, row - yc, radius)
-                used |= w > 0.0
-                if w > 0.0 and not masked[row, column]:
-                    values[n] = w * np.float64(data[row, column])
-                    n += 1
-        if used:
-            flux[i] = sum_in_numpy_order(values[:n])
+        inside = weights[rows.start - low : rows.stop - low, columns.start - left : columns.stop - left]
+        if np.any(inside > 0.0):
+            used = (inside > 0.0) & ~masked[rows, columns]
+            flux[i] = np.sum((data[rows, columns] * inside)[used])
     return flux
