@@ -71,12 +71,19 @@ class Envelope(BaseModel):
         """Return the message as canonical JSON."""
         return canonical_json(self.model_dump(mode="json"))
 
-    def replaced(self, **changes: Any) -> Self:
+    def replaced(self, /, **changes: Any) -> Self:
         """Return a copy with other values, checked; fields of newer versions go along."""
-        return type(self).model_validate({**{name: getattr(self, name) for name in self._names()}, **changes})
+        known = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**known, **(self.model_extra or {}), **changes})
 
-    def _names(self) -> list[str]:
-        return [*type(self).model_fields, *(self.model_extra or {})]
+    def following(self, cause: Envelope) -> Self:
+        """Return this message as what follows from another: with its fields of newer versions, and then its version.
+
+        A name that is new to ``cause`` and known here has a meaning here, and is left as it is.
+        """
+        known = type(self).model_fields
+        newer = {name: value for name, value in (cause.model_extra or {}).items() if name not in known}
+        return self.replaced(**newer, schema_version=cause.schema_version) if newer else self
 
     def _ce_headers(
         self, *, event: str, event_id: str, subject: str, dataref: str | None, when: float | None, trace: str | None

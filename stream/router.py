@@ -141,14 +141,14 @@ class Router:
         topology = self.segments.topology
         return topology.rows[topology.index(self.joint_stage) + 1].name
 
-    async def forward(self, manifest: Manifest, associations: tuple[str, ...]) -> None:
-        """Publish what follows from a stored result."""
+    async def forward(self, message: Message, manifest: Manifest) -> None:
+        """Publish what follows from a message and its stored result."""
         following = self.segments.topology.next_stage(manifest.stage, manifest.branch)
         if following is None:
             return
         if self.segments.topology.row(following).joint:
-            for association in associations:
-                await self.send_member(self._member(manifest, association))
+            for association in message.associations:
+                await self.send_member(self._member(manifest, association).following(message))
             return
         await self.send(
             Message(
@@ -159,8 +159,8 @@ class Router:
                 identity=manifest.identity,
                 manifest=manifest.key,
                 facts=dict(manifest.facts),
-                associations=associations,
-            )
+                associations=message.associations,
+            ).following(message)
         )
 
     def finalization(self, member: MemberMessage, *, revision: int | None, solution: str | None) -> Message:
@@ -187,7 +187,7 @@ class Router:
             association=member.association,
             revision=revision,
             solution=solution,
-        )
+        ).following(member)
 
     def _member(self, manifest: Manifest, association: str) -> MemberMessage:
         tie_points = manifest.object("tie_points")
@@ -204,15 +204,16 @@ class Router:
             facts=dict(manifest.facts),
         )
 
-    async def failed(self, exposure: str, association: str, reason: str, facts: Mapping[str, Any]) -> None:
-        """Tell an association that a member failed."""
-        await self.send_member(
-            MemberMessage(
-                run=self.run,
-                association=association,
-                member=exposure,
-                status=MemberStatus.FAILED,
-                facts=dict(facts),
-                reason=reason,
-            )
+    async def failed(
+        self, exposure: str, association: str, reason: str, facts: Mapping[str, Any], *, cause: Message | None = None
+    ) -> None:
+        """Tell an association that a member failed, and with which message if there was one."""
+        status = MemberMessage(
+            run=self.run,
+            association=association,
+            member=exposure,
+            status=MemberStatus.FAILED,
+            facts=dict(facts),
+            reason=reason,
         )
+        await self.send_member(status if cause is None else status.following(cause))

@@ -275,7 +275,7 @@ class SegmentWorker:
         else:
             for association in message.associations:
                 lease.check()
-                await self._router.failed(message.exposure, association, str(error), message.facts)
+                await self._router.failed(message.exposure, association, str(error), message.facts, cause=message)
 
     async def _bury(self, record: Record, error: Failure, *, attempts: int, lease: Lease) -> None:
         described = _described(error)
@@ -290,7 +290,7 @@ class SegmentWorker:
         if message.kind is MessageKind.FINALIZE:
             await self._work.finish(message, manifest)
         else:
-            await self._router.forward(manifest, message.associations)
+            await self._router.forward(message, manifest)
 
 
 def _observation(message: Message) -> str:

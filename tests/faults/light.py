@@ -209,8 +209,8 @@ class LightRouter(Router):
 
     work: LightWork
 
-    async def forward(self, manifest: Manifest, associations: tuple[str, ...]) -> None:
-        await super().forward(manifest, associations)
+    async def forward(self, message: Message, manifest: Manifest) -> None:
+        await super().forward(message, manifest)
         self.work.phase("after-publish")
 
 
@@ -264,10 +264,10 @@ def mutate(name: str) -> None:
         forward = LightRouter.forward
         known: set[str] = set()
 
-        async def only_new(self: LightRouter, manifest: Manifest, associations: tuple[str, ...]) -> None:
+        async def only_new(self: LightRouter, message: Message, manifest: Manifest) -> None:
             if not manifest.attempt.endswith(tuple(known) or ("-",)):
                 return
-            await forward(self, manifest, associations)
+            await forward(self, message, manifest)
 
         create = Attempts._create
 

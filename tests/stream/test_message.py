@@ -190,6 +190,28 @@ def test_fields_of_a_newer_minor_version_are_kept_and_emitted_again() -> None:
     assert document(onwards)["schema_version"] == "1.7"
 
 
+@pytest.mark.parametrize("name", ["self", "changes", "digest", "encode", "headers", "model_extra"])
+def test_a_newer_field_may_be_called_as_anything_is_called_here(name: str) -> None:
+    message = MemberMessage.from_record(wire(document(MemberMessage(**MEMBER)), schema_version="1.7", **{name: [1]}))
+    assert document(message.replaced(member="r2")) == {**document(message), "member": "r2", name: [1]}
+    assert document(Message(**FINALIZE).following(message))[name] == [1]
+
+
+def test_what_follows_from_a_message_has_its_newer_fields_but_none_that_means_something_else_there() -> None:
+    failed = MemberMessage(run="r", association="a", member="m", status=MemberStatus.FAILED, reason="no flat")
+    cause = wire(document(Message(**EXPOSURE)), schema_version="1.7", colour="deep", reason=3, tie_points="objects/t")
+    followed = failed.following(Message.from_record(cause))
+    assert document(followed) == {**document(failed), "schema_version": "1.7", "colour": "deep"}
+    assert followed.event_id("t") == failed.event_id("t")
+
+
+def test_what_follows_from_a_message_without_newer_fields_is_as_it_is() -> None:
+    finalize = Message(**FINALIZE)
+    for changes in [{}, {"schema_version": "1.0"}, {"schema_version": "1.7"}, {"schema_version": "1.7", "stage": "s"}]:
+        cause = MemberMessage.from_record(wire(document(MemberMessage(**MEMBER)), **changes))
+        assert finalize.following(cause).encode() == finalize.encode()
+
+
 @pytest.mark.parametrize("version", ["2.0", "0.9", "10.0"])
 def test_another_major_version_is_refused_and_says_so(version: str) -> None:
     with pytest.raises(PoisonError, match=rf"major version of '{version}' is not supported, this software reads '1.1'"):

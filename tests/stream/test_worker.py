@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,8 +14,9 @@ import pytest
 
 from stream.broker.embedded import EmbeddedBroker
 from stream.clock import SystemClock
-from stream.failure import RetriableError
+from stream.failure import FailureClass, RetriableError
 from stream.identity import chain, root_identity
+from stream.member_list import MemberList
 from stream.message import MemberStatus, Message
 from stream.results import Manifest, Results
 from stream.retry import Attempt, Breaker, Outcome, RetryPolicy
@@ -22,8 +24,11 @@ from stream.router import Router, run_topics
 from stream.run_records import AttemptRecord, Attempts
 from stream.store import ObjectInfo
 from stream.store.obstore_store import ObstoreObjectStore, open_store
-from stream.topology import Segment, StageRow, Topology, dead_letter_topic_name
+from stream.topology import Segment, StageRow, Topology, dead_letter_topic_name, topic_name
+from stream.tracing import Forwarding
 from stream.worker import SegmentWorker
+from tests.stream import toy_run
+from tests.stream.toy_run import ToyRun
 
 RUN = "r"
 FIRST, SECOND = f"{RUN}.first", f"{RUN}.second"
@@ -163,3 +168,39 @@ async def test_earlier_attempts_are_looked_at_before_another_begins(bench: Bench
     assert bench.seen == []
     assert len(await bench.published(dead_letter_topic_name(RUN))) == 1
     assert await bench.published(SECOND) == []
+
+
+@pytest.mark.anyio
+async def test_fields_of_a_newer_version_go_on_to_all_that_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = {"schema_version": "1.7", "colour": {"deep": [1, None]}}
+    async with ToyRun.opened(tmp_path, Forwarding()) as run:
+        send = run.router.send
+
+        async def newer_twice(message: Message) -> None:
+            for _ in range(2):
+                await send(message.replaced(**newer))
+
+        with monkeypatch.context() as announcing:
+            announcing.setattr(run.router, "send", newer_twice)
+            await run.ingest(MemberList("good", ("e1",)), "e1")
+            await run.ingest(MemberList("bad", ("e2",)), "e2")
+        run.runner.failures["execute", "e2"] = [FailureClass.PERMANENT] * 2
+        async with run.serving():
+            await run.until(lambda: run.count("record_done") == 4 + 2 + 4 + 1)
+        for name, expected in [
+            ("shift", {"e1": 2}),
+            (toy_run.JOINT, {"e1": 2, "e2": 2}),
+            (toy_run.LAST, {"e1": 1}),
+        ]:
+            emitted: dict[str, list[tuple[Any, ...]]] = {}
+            for record in await run.records(topic_name(toy_run.RUN, name)):
+                document = json.loads(record.value or b"")
+                assert {field: document.get(field) for field in newer} == newer
+                assert record.header("schema_version") == b"1.7"
+                emitted.setdefault(document.get("exposure", document.get("member")), []).append(
+                    (record.key, record.value, record.header("ce_id"))
+                )
+            assert {exposure: len(records) for exposure, records in emitted.items()} == expected
+            assert all(len(set(records)) == 1 for records in emitted.values()), "a repeat has the same bytes and id"
