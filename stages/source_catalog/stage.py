@@ -56,12 +56,12 @@ class SourceCatalogStage(CalibrationStage):
     """
 
     name = "source_catalog"
-    version = "2"
+    version = "3"
     cal_step = "source_catalog"
     parameters_type = SourceCatalogParameters
     reference_types = ("apcorr", "epsf", "distortion", "dustmap_north", "dustmap_south")
     optional_references = frozenset({"dustmap_north", "dustmap_south"})
-    libraries = ("numpy", "numba", "scipy", "astropy", "gwcs")
+    libraries = ("numpy", "numba", "scipy", "astropy", "photutils", "gwcs")
     branches = frozenset({str(ExposureType.IMAGE), str(ExposureType.LOLO)})
 
     def references_for(self, facts: Facts, parameters: Any) -> Sequence[str]:
@@ -154,9 +154,10 @@ def _wcs(exposure: Exposure, distortion: Any) -> Any:
 
 def _conversion(exposure: Exposure) -> float:
     value = exposure.meta["photometry"].get("conversion_megajanskys")
-    if value is None:
+    if value is None or not value > 0:
         raise PermanentError(
-            f"{exposure.id}: meta.photometry.conversion_megajanskys must be a number for source_catalog, found null"
+            f"{exposure.id}: meta.photometry.conversion_megajanskys is {value}; source_catalog needs a positive "
+            "number, as photom writes it (where photom is skipped, skip source_catalog and tweakreg too)"
         )
     return float(value)
 

@@ -164,6 +164,7 @@ def broken(change: Any) -> tuple[Any, dict[str, Any]]:
         (lambda item, refs: refs.update(distortion=None), "type 'distortion'"),
         (lambda item, refs: setattr(item, "wcs", None), "assign_wcs"),
         (lambda item, refs: item.meta["photometry"].update(conversion_megajanskys=None), "conversion_megajanskys"),
+        (lambda item, refs: item.meta["photometry"].update(conversion_megajanskys=-999999.0), "a positive number"),
         (lambda item, refs: refs["epsf"].tree.update(psf=np.zeros((1, 1, 4, 9, 9), np.float32)), "spectral type"),
         (lambda item, refs: refs["epsf"].tree["meta"].update(pixel_x=[0.0, 0.0, 1.0, 2.0]), "rectangular grid"),
     ],
