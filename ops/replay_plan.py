@@ -142,15 +142,16 @@ async def _planned(
     ingested = await results.read(str(json.loads(record)["manifest"]))
     if environment.get("salt") is not None:
         # A salt changes every recipe: what was computed before the topic's stage holds all the same.
-        root, facts = Link("the stage before", message.identity, message.manifest), message.facts
-        if await results.missing(await results.read(message.manifest)):
+        before = await results.read(message.manifest)
+        root, facts = Link(before.stage, message.identity, message.manifest), message.facts
+        if await results.missing(before):
             raise PermanentError(f"its stored input of {plan.topic} is gone")
         branch, first = message.branch, message.stage
     else:
         root, facts = Link(ingested.stage, ingested.identity, ingested.key), dict(ingested.facts)
         branch, first = ingested.branch, None
     links, manifests = await _links(connection, view, environment, root.identity, branch, facts, first)
-    start = plan_start(root, links, topic=plan.topic)
+    start = plan_start(root, links, topic=plan.topic, segments=view.pipeline.segments)
     origin = manifests.get(start.after)
     again = Message(
         run=plan.run,

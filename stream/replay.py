@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stream.failure import PermanentError
+from stream.topology import Segments
 
 __all__ = ["Link", "Start", "plan_start"]
 
@@ -30,7 +31,8 @@ class Link:
 class Start:
     """Where an exposure starts: with which stage, on which result (``after`` which stage).
 
-    ``reused`` are stages from there on whose results are stored, ``computed`` those whose are not.
+    ``reused`` are stages from there on that a stored result covers, theirs or that of a later stage of their segment:
+    a segment goes on from the last result that it finds. ``computed`` are the others.
     """
 
     stage: str
@@ -41,7 +43,7 @@ class Start:
     computed: tuple[str, ...]
 
 
-def plan_start(root: Link, links: Sequence[Link], *, topic: str) -> Start:
+def plan_start(root: Link, links: Sequence[Link], *, topic: str, segments: Segments) -> Start:
     """Choose the nearest stored result before a topic's stage.
 
     Parameters
@@ -52,6 +54,8 @@ def plan_start(root: Link, links: Sequence[Link], *, topic: str) -> Start:
         The stages that the exposure goes through, in order.
     topic : str
         The stage whose topic is replayed: the start is never behind it, so that everything from it on is gone through.
+    segments : Segments
+        What is run together in the new run.
 
     Raises
     ------
@@ -69,11 +73,13 @@ def plan_start(root: Link, links: Sequence[Link], *, topic: str) -> Start:
         msg = "neither a result before it nor the ingested exposure is stored"
         raise PermanentError(msg)
     rest = links[chosen:]
+    last = {segments.containing(link.stage): n for n, link in enumerate(rest) if link.manifest is not None}
+    covered = {link.stage for n, link in enumerate(rest) if n <= last.get(segments.containing(link.stage), -1)}
     return Start(
         stage=rest[0].stage,
         after=origin.stage,
         identity=origin.identity,
         manifest=origin.manifest,
-        reused=tuple(link.stage for link in rest if link.manifest is not None),
-        computed=tuple(link.stage for link in rest if link.manifest is None),
+        reused=tuple(link.stage for link in rest if link.stage in covered),
+        computed=tuple(link.stage for link in rest if link.stage not in covered),
     )

@@ -109,11 +109,14 @@ def test_exposures_are_selected_by_name_offset_and_time(live: Live, words: tuple
 
 def test_what_no_change_reaches_is_reused_and_the_start_is_the_nearest_result_before_the_topic(live: Live) -> None:
     unchanged = live.plan("--topic", "assign_wcs")
-    assert (unchanged["start_after"], unchanged["computed"]) == ({"dark_current": 1}, dict.fromkeys(IMAGES[:-1], 1))
-    assert unchanged["reused"] == {"source_catalog": 1}, "the end of the segment is what is stored"
+    assert (unchanged["start_after"], unchanged["computed"]) == ({"dark_current": 1}, {})
+    assert unchanged["reused"] == dict.fromkeys(IMAGES, 1), "the stored end of the segment is adopted"
+    whole = live.plan("--topic", "dq_init")
+    assert (whole["start_after"], whole["computed"]) == ({"ingest": 1}, {})
+    assert {*IMAGES, "dq_init", "ramp_fit", "dark_current"} < {*whole["reused"]}
     brighter = live.plan("--topic", "assign_wcs", "--set", "source_catalog.snr_threshold=6")
     assert brighter["start_after"] == {"dark_current": 1}
-    assert brighter["computed"] == dict.fromkeys(IMAGES, 1)
+    assert (brighter["computed"], brighter["reused"]) == (dict.fromkeys(IMAGES, 1), {}), "none inside it is stored"
     ramps = live.plan("--topic", "dq_init", "--set", "ramp_fit.algorithm=ols_cas22")
     assert ramps["start_after"] == {"ingest": 1}
     assert ramps["computed"]["ramp_fit"] == ramps["computed"]["source_catalog"] == 1
@@ -123,6 +126,7 @@ def test_a_replay_with_everything_recomputed_gives_the_same_products_beside_the_
     before, products = live.extents("prompt"), digests(live.folder / "prompt")
     summary = live.plan("--topic", "assign_wcs", "--recompute")
     assert (summary["computed"], summary["reused"]) == (dict.fromkeys(IMAGES, 1), {})
+    assert summary["start_after"] == {"dark_current": 1}
     assert live.extents("again") == {}, "a plan does nothing"
     assert "1 messages published to run again" in live("replay", "execute", live.folder / "plan.json")
     live("replay", "execute", live.folder / "plan.json")  # once more does no harm
