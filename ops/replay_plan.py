@@ -31,7 +31,8 @@ class ReplayPlan:
     """What is replayed.
 
     ``exposures`` hold a message each and what is computed or reused for it; ``members`` are statuses for the joint
-    stage; ``associations`` maps each association that is touched to members that the selection lacks.
+    stage; all of them name the new run. ``associations`` maps each association that is touched to members that the
+    selection lacks.
     """
 
     from_run: str
@@ -60,19 +61,45 @@ class ReplayPlan:
 
     @classmethod
     def decode(cls, text: str) -> ReplayPlan:
-        """Read what `encode` gave. Raises PermanentError for anything else."""
+        """Read what `encode` gave. Raises PermanentError for anything else, and where names do not agree."""
         try:
             document = json.loads(text)
             if document["format"] != FORMAT:
                 raise PermanentError(f"not a replay plan of format {FORMAT}: {document['format']!r}")
             members = [MemberMessage.model_validate_json(json.dumps(value)) for value in document["members"]]
-            return cls(
+            plan = cls(
                 document["from_run"], document["run"], document["topic"], document["definition"], document["layout"],
                 document["work"], {f"{m.association}/{m.member}": m for m in members}, document["associations"],
                 document["refused"],
             )  # fmt: skip
-        except (ValueError, KeyError, TypeError) as error:
+            plan._check_names()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PermanentError(f"not a replay plan: {type(error).__name__} {error}") from error
+        return plan
+
+    def _check_names(self) -> None:
+        if self.run == self.from_run:
+            raise PermanentError(f"replay plan: run is {self.run!r}, as from_run is; a replay is a run of its own")
+        runs = [("definition.salt", self.definition.get("salt") or self.run)]
+        for n, exposure in enumerate(self.exposures):
+            message = Message.model_validate_json(json.dumps(exposure["message"]))
+            runs.append((f"work[{n}].message.run", message.run))
+            if message.exposure != exposure["exposure"]:
+                raise PermanentError(
+                    f"replay plan: work[{n}].message.exposure is {message.exposure!r}, "
+                    f"but work[{n}].exposure is {exposure['exposure']!r}"
+                )
+        runs += [(f"members[{n}].run", member.run) for n, member in enumerate(self.members.values())]
+        for name, run in runs:
+            if run != self.run:
+                raise PermanentError(
+                    f"replay plan: {name} is {run!r}, but run is {self.run!r}; for another run, plan again with --run"
+                )
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is something to replay."""
+        return bool(self.exposures or self.members)
 
     def summary(self) -> dict[str, Any]:
         """Numbers for people."""

@@ -81,10 +81,9 @@ def plan_verb(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps({**summary, "plan": str(options.out)}) + "\n")
     else:
-        sys.stdout.write(
-            _shown(summary) + f"written to {options.out}; rampstream replay execute {options.out} does it\n"
-        )
-    return 1 if plan.refused or not (plan.exposures or plan.members) else 0
+        then = f"rampstream replay execute {options.out} does it" if plan.anything else "there is nothing to execute"
+        sys.stdout.write(_shown(summary) + f"written to {options.out}; {then}\n")
+    return 1 if plan.refused or not plan.anything else 0
 
 
 async def _plan(options: argparse.Namespace) -> ReplayPlan:
@@ -128,7 +127,7 @@ async def _select(options: argparse.Namespace, connection: Connection, view: Run
         if options.exposure and not any(fnmatch.fnmatchcase(name, glob) for glob in options.exposure):
             continue
         if isinstance(message, MemberMessage):
-            plan.members[f"{message.association}/{message.member}"] = message
+            plan.members[f"{message.association}/{message.member}"] = message.replaced(run=plan.run)
         else:
             plan.selected[name] = message  # the newest of an exposure
 
@@ -173,11 +172,18 @@ async def _announced(connection: Connection, plan: ReplayPlan) -> None:
 
 
 def execute_verb(options: argparse.Namespace) -> int:
-    """Do what a plan says; safe to repeat."""
+    """Do what a plan says; safe to repeat. 1, and nothing is created, when the plan has no exposures."""
     try:
         plan = ReplayPlan.decode(options.plan.read_text(encoding="utf-8"))
     except OSError as error:
         raise PermanentError(f"{options.plan}: cannot be read: {error.strerror}") from error
+    if options.run not in {None, plan.run}:
+        raise PermanentError(f"--run {options.run}: the plan is for run {plan.run}")
+    if not plan.anything:
+        sys.stderr.write(f"rampstream: {options.plan}: the plan has no exposures; run {plan.run} is not created\n")
+        if options.json:
+            sys.stdout.write(json.dumps({"run": plan.run, "published": 0}) + "\n")
+        return 1
     report = anyio.run(_execute, options, plan)
     sys.stdout.write(
         json.dumps(report) + "\n"
@@ -188,8 +194,6 @@ def execute_verb(options: argparse.Namespace) -> int:
 
 
 async def _execute(options: argparse.Namespace, plan: ReplayPlan) -> dict[str, Any]:
-    if options.run not in {None, plan.run}:
-        raise PermanentError(f"--run {options.run}: the plan is for run {plan.run}")
     settings = engine_settings(options, run=plan.run, preset=plan.layout["preset"])
     async with exported_tracing(plan.run, f"replay-{os.getpid()}") as tracing, connected(settings) as opened:
         existing = await opened.broker.topics()
@@ -220,7 +224,7 @@ async def _execute(options: argparse.Namespace, plan: ReplayPlan) -> dict[str, A
                 await router.send(Message.model_validate_json(json.dumps(exposure["message"])))
         for member in plan.members.values():
             with tracing.starting("replay", exposure=member.member):
-                await router.send_member(member.replaced(run=plan.run))
+                await router.send_member(member)
     return {"run": plan.run, "published": len(plan.exposures) + len(plan.members)}
 
 
