@@ -189,7 +189,7 @@ async def _planned(
         manifest=start.manifest,
         facts=dict(origin.facts) if origin else facts,
         associations=message.associations,
-    )
+    ).following(message)
     plan.exposures.append(
         {
             "exposure": message.exposure,
