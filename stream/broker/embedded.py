@@ -200,6 +200,10 @@ class EmbeddedBroker:
             raise RetriableError(msg)
         await self._log.call(lambda log: log.commit(group, commits))
 
+    async def has_members(self, group: str) -> bool:
+        """Whether the group has a consumer here, or another process consumes the log, as whatever groups."""
+        return any(consumer.group == group for consumer in self._consumers) or self._lock.held_by_another()
+
     async def lag(self, group: str, topic: str) -> int:
         """Records not yet committed by the group."""
         return await self._log.call(lambda log: log.lag(group, topic))

@@ -68,6 +68,17 @@ class ConsumerLock:
         os.close(self._descriptor)
         self._descriptor = self._file = None
 
+    def held_by_another(self) -> bool:
+        """Whether somebody else holds the lock; it is taken for a moment where nobody does."""
+        if self._descriptor is not None or not self.path.exists():
+            return False
+        try:
+            self.acquire()
+        except FatalError:
+            return True
+        self.release()
+        return False
+
     def _refusal(self, holder: str) -> str:
         return (
             f"process {holder} already consumes the log in {self.path.parent}; one process at a time may do so. "

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self
 
 import aiokafka
@@ -312,17 +312,7 @@ class KafkaBroker:
     async def _committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Commit]:
         places = [_Place(partition.topic, partition.partition) for partition in partitions]
         what = f"cannot look up the positions of group {group}"
-        gives_up = time.monotonic() + self._timings.request_seconds
-        while True:
-            try:
-                with failures(what):
-                    found = await self._admin.list_consumer_group_offsets(group, partitions=places)
-                    break
-            except RetriableError:
-                # Groups move to another coordinator, and in a young cluster there is none until it is asked for.
-                if time.monotonic() > gives_up:
-                    raise
-                await asyncio.sleep(0.2)
+        found = await self._of_group(what, lambda: self._admin.list_consumer_group_offsets(group, partitions=places))
         return {
             TopicPartition(place.topic, place.partition): Commit(at.offset, at.metadata or "")
             for place, at in found.items()
@@ -357,6 +347,30 @@ class KafkaBroker:
         finally:
             with anyio.CancelScope(shield=True):
                 await closed(client.stop())
+
+    async def has_members(self, group: str) -> bool:
+        """Whether the group has members, by its coordinator."""
+
+        async def described() -> bool:
+            (answer,) = await self._admin.describe_consumer_groups([group])
+            code, _, _, _, _, members, *_ = answer.groups[0]
+            if code:
+                raise aiokafka.errors.for_code(code)
+            return bool(members)
+
+        return bool(await self._of_group(f"cannot look up the members of group {group}", described))
+
+    async def _of_group(self, what: str, ask: Callable[[], Awaitable[Any]]) -> Any:
+        gives_up = time.monotonic() + self._timings.request_seconds
+        while True:
+            try:
+                with failures(what):
+                    return await ask()
+            except RetriableError:
+                # Groups move to another coordinator, and in a young cluster there is none until it is asked for.
+                if time.monotonic() > gives_up:
+                    raise
+                await asyncio.sleep(0.2)
 
     async def lag(self, group: str, topic: str) -> int:
         """Records not yet committed by the group."""

@@ -257,6 +257,10 @@ class Broker(Protocol):
         """Store positions for a group that has no members. Raises RetriableError when it has."""
         ...
 
+    async def has_members(self, group: str) -> bool:
+        """Whether somebody consumes as this group; an embedded log says so of all while another process consumes it."""
+        ...
+
     async def lag(self, group: str, topic: str) -> int:
         """Records not yet committed by the group, over all partitions."""
         ...

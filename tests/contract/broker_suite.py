@@ -291,6 +291,17 @@ class BrokerSuite:
             assert await broker.lag(f"two-{topic}", topic) == 3
 
     @pytest.mark.anyio
+    async def test_a_group_has_members_as_long_as_somebody_consumes(self, broker_factory: BrokerHarness) -> None:
+        async with self.opened(broker_factory) as (broker, topic):
+            group = f"g-{topic}"
+            assert not await broker.has_members(group)
+            async with broker.consumer(group, [topic]) as consumer:
+                await joined(consumer)
+                assert await broker.has_members(group)
+                assert not await broker.has_members(f"other-{topic}")
+            assert not await broker.has_members(group)
+
+    @pytest.mark.anyio
     async def test_lag_counts_what_is_not_committed_over_all_partitions(self, broker_factory: BrokerHarness) -> None:
         async with self.opened(broker_factory, partitions=2) as (broker, topic):
             assert await broker.lag(f"g-{topic}", topic) == 0

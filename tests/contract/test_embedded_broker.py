@@ -149,6 +149,7 @@ async def test_a_second_broker_in_this_process_cannot_consume_and_does_not_break
             with pytest.raises(FatalError, match=rf"process {os.getpid()} already consumes"):
                 async with second.consumer("h", ["t"]):
                     pass
+            assert await second.has_members("g")
             # POSIX locks are lost when any descriptor of the file is closed: ask from outside whether it still holds.
             await first.create_topics([TopicSpec("u")])
             probe = "import fcntl,sys; f=open(sys.argv[1],'r+'); fcntl.lockf(f, fcntl.LOCK_EX|fcntl.LOCK_NB)"
@@ -156,6 +157,7 @@ async def test_a_second_broker_in_this_process_cannot_consume_and_does_not_break
             outcome = await anyio.run_process(command, check=False)
             assert b"BlockingIOError" in outcome.stderr
             assert outcome.returncode != 0
+        assert not await second.has_members("g")
         async with second.consumer("h", ["t"]) as consumer:
             await joined(consumer)
 
