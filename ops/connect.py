@@ -163,7 +163,8 @@ async def view_run(connection: Connection, preset: str | None = None) -> RunView
     if preset is not None and preset != layout["preset"]:
         msg = (
             f"the topics of run {settings.run!r} are laid out by the preset {layout['preset']!r}, not {preset!r}; "
-            f"say rampstream topics apply --run {settings.run} --preset {preset} once its inboxes are empty"
+            f"say rampstream topics apply --run {settings.run} --preset {preset} once its inboxes are "
+            "empty and its workers stopped"
         )
         raise PermanentError(msg)
     chosen = settings.model_copy(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from ops.settings import RunSettings
 from ops.star_sources import defined_stars
 from ops.table import Pipeline, build_pipeline, defined_pipeline
 from stream.broker.protocol import Broker, Commit, TopicDifference, TopicPartition, TopicSpec
-from stream.failure import PermanentError, RetriableError
+from stream.failure import FatalError, PermanentError, RetriableError
 from stream.router import run_topics
 from stream.topology import Segments, retry_topic_name, topic_name
 
@@ -39,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give the verb its options."""
     parser.add_argument("action", choices=("plan", "apply"), help="say what would be done, or do it")
     add_engine_arguments(parser)
-    parser.add_argument("--preset", choices=("fused", "balanced", "granular"), help="default: granular")
+    parser.add_argument(
+        "--preset", choices=("fused", "balanced", "granular"), help="default: that of the run; granular for a new one"
+    )
     parser.add_argument("--partitions", type=int, help="partitions of each inbox (default: 36)")
     parser.add_argument(
         "--references",
@@ -67,13 +71,14 @@ def run_verb(options: argparse.Namespace) -> int:
 
 
 async def _run(options: argparse.Namespace, settings: RunSettings) -> int:
-    async with connected(settings) as connection:
+    async with connected(settings) as opened:
+        connection = await _as_laid_out(opened, options)
         definition = await _definition(connection, options)
-        pipeline = defined_pipeline(definition, settings)
+        pipeline = defined_pipeline(definition, connection.settings)
         report = await plan(connection, definition, pipeline)
         if options.action == "apply":
             if report["conflicts"]:
-                raise PermanentError("; ".join(report["conflicts"]))
+                raise FatalError("; ".join([*report["changes"], *report["conflicts"]]))
             report["notes"] = await apply(connection, definition, pipeline)
             report["applied"] = True
     if options.json:
@@ -83,17 +88,79 @@ async def _run(options: argparse.Namespace, settings: RunSettings) -> int:
     return 1 if report["conflicts"] else 0
 
 
+async def _as_laid_out(connection: Connection, options: argparse.Namespace) -> Connection:
+    """With the layout that the run has, except for what is given."""
+    layout, settings = await _layout(connection), connection.settings
+    if layout is None:
+        return connection
+    kept: dict[str, Any] = {} if options.preset else {"preset": layout["preset"]}
+    if "spread" not in settings.model_fields_set:
+        kept["spread"] = layout["spread"]
+    if "retry_seconds" not in settings.model_fields_set:
+        kept["retry_seconds"] = tuple(layout["retry_seconds"])
+    return replace(connection, settings=settings.model_copy(update=kept))
+
+
+async def _layout(connection: Connection) -> dict[str, Any] | None:
+    data = await connection.store.get(layout_key(connection.settings.run))
+    return None if data is None else json.loads(data)
+
+
 async def _definition(connection: Connection, options: argparse.Namespace) -> dict[str, Any]:
-    """The definition that the options give; the run's own when they say nothing of references and stars."""
-    known = await connection.records.definition()
-    if options.references is None and options.gaia is None and known is not None:
-        return known
-    if options.references is None or options.gaia is None:
-        known_as = f"the run {connection.settings.run!r} is new"
+    """The definition that the options give; a run that is defined may leave out what stays, but not give other values.
+
+    Raises
+    ------
+    PermanentError
+        The run is new, and its references or stars are not given; or a setting is wrong.
+    FatalError
+        The run is defined otherwise.
+    """
+    known, settings = await connection.records.definition(), connection.settings
+    if known is None and (options.references is None or options.gaia is None):
+        known_as = f"the run {settings.run!r} is new"
         raise PermanentError(f"{known_as}: say its --references and its --gaia (TABLE, hats:URL or service)")
-    settings = connection.settings
-    references, gaia = await defined_references(options.references, settings), await defined_stars(options.gaia)
-    return definition_of(settings, references, gaia)
+    references = None if options.references is None else await defined_references(options.references, settings)
+    gaia = None if options.gaia is None else await defined_stars(options.gaia)
+    if known is None or (references is not None and gaia is not None):
+        definition = definition_of(settings, references, gaia)
+    else:
+        definition = {**known, **_given(settings, known)}
+        definition |= {} if references is None else {"references": references}
+        definition |= {} if gaia is None else {"gaia": gaia}
+    if known is not None:
+        await connection.records.require_definition(definition)
+    return definition
+
+
+def _given(settings: RunSettings, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a definition of which the settings say anything, as they say it."""
+    _refuse_saved(settings)
+    given: dict[str, Any] = {}
+    if settings.stages:
+        given["topology"] = build_pipeline(settings.model_copy(update={"parameters": {}})).definition()["topology"]
+    if settings.parameters:
+        given["parameters"] = settings.parameters
+    if settings.references:
+        given["pins"] = _pins(settings)
+    if settings.associations.model_fields_set:
+        given["associations"] = settings.associations.model_dump(mode="json")
+    references = known["references"]
+    if "parameter_references" in settings.model_fields_set and isinstance(references, Mapping) and "crds" in references:
+        given["references"] = {**references, "parameters": settings.parameter_references}
+    return given
+
+
+def _refuse_saved(settings: RunSettings) -> None:
+    if settings.save_results:
+        raise PermanentError(
+            f"save_results of {', '.join(settings.save_results)}: rampstream run alone keeps outputs of stages as "
+            "files; in the distributed engine say keep_after, which stores results"
+        )
+
+
+def _pins(settings: RunSettings) -> dict[str, str]:
+    return {kind: str(path) for kind, path in settings.references.items()}
 
 
 def definition_of(settings: RunSettings, references: Any, gaia: Any, *, salt: str | None = None) -> dict[str, Any]:
@@ -104,15 +171,11 @@ def definition_of(settings: RunSettings, references: Any, gaia: Any, *, salt: st
     PermanentError
         A setting is wrong.
     """
-    if settings.save_results:
-        raise PermanentError(
-            f"save_results of {', '.join(settings.save_results)}: rampstream run alone keeps outputs of stages as "
-            "files; in the distributed engine say keep_after, which stores results"
-        )
+    _refuse_saved(settings)
     definition = {
         **build_pipeline(settings).definition(),
         "references": references,
-        "pins": {kind: str(path) for kind, path in settings.references.items()},
+        "pins": _pins(settings),
         "gaia": gaia,
         "associations": settings.associations.model_dump(mode="json"),
     }
@@ -142,14 +205,17 @@ def group_topics(run: str, segments: Segments, retry_tiers: int) -> dict[str, li
 
 async def plan(connection: Connection, definition: dict[str, Any], pipeline: Pipeline) -> dict[str, Any]:
     """What applying would do, and what stands in its way."""
-    settings, store = connection.settings, connection.store
+    settings = connection.settings
     wanted = wanted_topics(settings, pipeline.segments)
     planned = await connection.broker.plan_topics(wanted)
     conflicts = [_conflict(difference) for difference in planned.conflicts]
     missing = {spec.name for spec in planned.create}
-    laid_out = await store.get(layout_key(settings.run))
-    if laid_out is not None:
-        conflicts += await _undrained(connection, definition, json.loads(laid_out), pipeline)
+    layout, changes = await _layout(connection), []
+    if layout is not None:
+        changes = _changes(layout, settings)
+        conflicts += await _undrained(connection, definition, layout, pipeline)
+        if _moves(layout, settings):
+            conflicts += await _served(connection, definition, layout)
     known = await connection.records.definition()
     return {
         "run": settings.run,
@@ -166,6 +232,7 @@ async def plan(connection: Connection, definition: dict[str, Any], pipeline: Pip
             for spec in planned.create
         ],
         "keep": [spec.name for spec in wanted if spec.name not in missing],
+        "changes": changes,
         "conflicts": conflicts,
         "differs": [
             {
@@ -188,20 +255,55 @@ def _conflict(difference: TopicDifference) -> str:
     return f"{difference}: a topic is never changed here, for {why}"
 
 
+def _moves(layout: Mapping[str, Any], settings: RunSettings) -> bool:
+    """Whether other groups, or groups with other topics, serve the run from now on."""
+    return layout["preset"] != settings.preset or len(layout["retry_seconds"]) != len(settings.retry_seconds)
+
+
+def _changes(layout: Mapping[str, Any], settings: RunSettings) -> list[str]:
+    """How the layout of the run changes, in words."""
+    found = []
+    if layout["preset"] != settings.preset:
+        found.append(
+            f"preset {layout['preset']} -> {settings.preset}: stop all workers of the run before, and start those of "
+            "the new segments after"
+        )
+    if layout["spread"] != settings.spread:
+        found.append(f"spread {layout['spread']} -> {settings.spread}: workers take it up when they start")
+    if tuple(layout["retry_seconds"]) != settings.retry_seconds:
+        old, new = layout["retry_seconds"], list(settings.retry_seconds)
+        found.append(f"retry_seconds {old} -> {new}: workers take it up when they start")
+    return found
+
+
+def _old_groups(connection: Connection, definition: dict[str, Any], layout: dict[str, Any]) -> dict[str, list[str]]:
+    old = defined_pipeline(definition, connection.settings.model_copy(update={"preset": layout["preset"]}))
+    return group_topics(connection.settings.run, old.segments, len(layout["retry_seconds"]))
+
+
 async def _undrained(
     connection: Connection, definition: dict[str, Any], layout: dict[str, Any], pipeline: Pipeline
 ) -> list[str]:
-    """Inboxes of the present layout that hold messages and would be read by nobody after the change."""
-    run = connection.settings.run
-    old = defined_pipeline(definition, connection.settings.model_copy(update={"preset": layout["preset"]}))
-    served = {topic_name(run, segment.name) for segment in pipeline.segments}
+    """Topics of the present layout that hold messages and would be read by nobody after the change."""
+    settings = connection.settings
+    served = group_topics(settings.run, pipeline.segments, len(settings.retry_seconds))
     found = []
-    for group, topics in group_topics(run, old.segments, len(layout["retry_seconds"])).items():
-        lags = {topic: await connection.broker.lag(group, topic) for topic in topics if group not in served}
+    for group, topics in _old_groups(connection, definition, layout).items():
+        dropped = [topic for topic in topics if topic not in served.get(group, ())]
+        lags = {topic: await connection.broker.lag(group, topic) for topic in dropped}
         found += [
-            f"topic {name} holds {lag} messages that the new preset would not read" for name, lag in lags.items() if lag
+            f"topic {name} holds {lag} messages that the new layout would not read" for name, lag in lags.items() if lag
         ]
     return found
+
+
+async def _served(connection: Connection, definition: dict[str, Any], layout: dict[str, Any]) -> list[str]:
+    """Groups of the present layout that have workers, which would go on in it after the change."""
+    groups = _old_groups(connection, definition, layout)
+    found = [group for group in groups if await connection.broker.has_members(group)]
+    if not found:
+        return []
+    return [f"the present layout has workers, stop them first: groups with members are {', '.join(found)}"]
 
 
 async def apply(connection: Connection, definition: dict[str, Any], pipeline: Pipeline) -> list[str]:
@@ -257,6 +359,7 @@ def _shown(report: dict[str, Any]) -> str:
     verb = "created" if report["applied"] else "to create"
     lines += [f"  {verb}: {t['topic']} ({_described(t)})" for t in report["create"]]
     lines += [f"  there already: {len(report['keep'])} topics"] if report["keep"] else []
+    lines += [f"  {'changed' if report['applied'] else 'to change'}: {text}" for text in report["changes"]]
     lines += [f"  conflict: {text}" for text in report["conflicts"]]
     lines += [f"  note: {text}" for text in report["notes"]]
     for found in report["differs"]:
