@@ -18,14 +18,14 @@ from stream.association import Association, AssociationSettings, Close, Seen
 from stream.broker.protocol import Broker, Record, TopicPartition
 from stream.clock import Clock
 from stream.dead_letters import bury
-from stream.dispatch import Abandon, Dispatcher, Solved, Solver, UnsolvedError
+from stream.dispatch import Abandon, Dispatcher, Solved, Solver, UnsolvedError, pause_after
 from stream.failure import FailureClass, PermanentError, PoisonError, RetriableError
 from stream.inbox import REVOKE_SECONDS, Inbox
 from stream.known_associations import FORGET_SECONDS, KnownAssociations
 from stream.lease import Lease, OrphanedError
 from stream.member_list import put_close
 from stream.member_statuses import KeptMember
-from stream.message import MemberMessage, OrderMessage, decode
+from stream.message import MemberMessage, OrderMessage, about_association
 from stream.router import Router
 from stream.store import ObjectStore
 from stream.topology import topic_name
@@ -43,10 +43,6 @@ BACKLOG_SECONDS = 0.5
 
 _PAUSE_SECONDS = 5.0
 """Between tries to send members on while broker or store do not answer."""
-
-_LONGEST_PAUSE_SECONDS = 300.0
-"""Between tries to solve a close: the pause doubles up to this, for each try of many closes takes a slot."""
-
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -209,7 +205,7 @@ class Aggregator:
 
     async def _handle(self, record: Record, lease: Lease) -> None:
         try:
-            message = _about_association(record)
+            message = about_association(record)
             state, recalled = await self.known.find(message.association, record.partition)
             if state.superseded_by is not None:  # its list may have been announced anew
                 await self.known.stored.look_for_newer_list(state)
@@ -320,18 +316,11 @@ class Aggregator:
                 except (RetriableError, OrphanedError) as error:
                     LOG.warning("members of %s cannot be sent on now: %r", close.association, error)
                     unsolved = unsolved + 1 if isinstance(error, UnsolvedError) else 0
-                    await self._clock.sleep(_pause(unsolved))
-                    done = self._is_past(close)
+                    await self._clock.sleep(pause_after(unsolved, _PAUSE_SECONDS))
+                    done = self.known.is_past(close)
         finally:
             self._dispatching.discard((close.association, close.revision))
             self._look_at(close.association)
-
-    def _is_past(self, close: Close) -> bool:
-        """Whether a close is another aggregator's now, or has a newer one after it."""
-        state = self.known.states.get(close.association)
-        if state is None or close.association not in self.known.partitions:
-            return True
-        return state.last_close is not None and state.last_close.revision > close.revision
 
     async def _dispatch(self, close: Close) -> None:
         association = close.association
@@ -409,14 +398,3 @@ class Aggregator:
         except RetriableError as error:  # what is left is forgotten after the next restore
             LOG.warning("association %s cannot leave the changelog now: %s", association, error)
         self._observe({"event": "forgotten", "association": association})
-
-
-def _pause(failed: int) -> float:
-    """Seconds before the next try, after so many solves in a row that failed."""
-    return float(min(_PAUSE_SECONDS * 2 ** min(max(0, failed - 1), 16), _LONGEST_PAUSE_SECONDS))
-
-
-def _about_association(record: Record) -> MemberMessage | OrderMessage:
-    """Decode a record of the joint stage's topic."""
-    message = decode(record)
-    return message if isinstance(message, OrderMessage) else MemberMessage.from_record(record)

@@ -17,7 +17,7 @@ from stream.retry import Action
 from stream.router import Router
 from stream.tracing import Resting, Tracing, carrying
 
-__all__ = ["Abandon", "Dispatcher", "Solved", "Solver", "UnsolvedError"]
+__all__ = ["Abandon", "Dispatcher", "Solved", "Solver", "UnsolvedError", "pause_after"]
 
 LOG = logging.getLogger(__name__)
 
@@ -40,8 +40,17 @@ ABANDON = "abandon"
 """Told in place of a `stream.retry.Action` when the members of a close are given up: no dead letter stands for them."""
 
 
+LONGEST_PAUSE_SECONDS = 300.0
+"""Between tries to solve a close: the pause doubles up to this, for each try of many closes takes a slot."""
+
+
 class UnsolvedError(RetriableError):
     """Something outside failed the solve of a close; the same close can be solved later."""
+
+
+def pause_after(failed: int, shortest: float) -> float:
+    """Seconds before the next try, after so many solves in a row that failed."""
+    return float(min(shortest * 2 ** min(max(0, failed - 1), 16), LONGEST_PAUSE_SECONDS))
 
 
 class Dispatcher:

@@ -20,6 +20,7 @@ import anyio
 from stream.association import Association, AssociationSettings
 from stream.broker.protocol import Broker
 from stream.changelog import Changelog
+from stream.close import Close
 from stream.member_statuses import Kept, KeptMember, MemberStatuses
 from stream.router import Router
 from stream.store import ObjectStore
@@ -135,6 +136,13 @@ class KnownAssociations:
         for association in gone:
             self.drop(association)
         return gone
+
+    def is_past(self, close: Close) -> bool:
+        """Whether a close is another aggregator's now, or has a newer one after it."""
+        state = self.states.get(close.association)
+        if state is None or close.association not in self.partitions:
+            return True
+        return state.last_close is not None and state.last_close.revision > close.revision
 
     def drop(self, association: str) -> list[KeptMember]:
         """Have an association leave memory; returns what was known of its members."""

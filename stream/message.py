@@ -26,6 +26,7 @@ __all__ = [
     "MessageKind",
     "OrderAction",
     "OrderMessage",
+    "about_association",
     "decode",
 ]
 
@@ -307,3 +308,9 @@ def _problem(location: tuple[int | str, ...], text: str) -> str:
 
 def _where(record: Record) -> str:
     return f"the record at {record.topic}[{record.partition}]@{record.offset} "
+
+
+def about_association(record: Record) -> MemberMessage | OrderMessage:
+    """Decode a record of the joint stage's topic. Raises PoisonError as `decode`, and for messages of other kinds."""
+    message = decode(record)
+    return message if isinstance(message, OrderMessage) else MemberMessage.from_record(record)

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 import anyio
-from anyio import to_thread
 
 from stream.broker.embedded_lock import ConsumerLock
 from stream.broker.embedded_log import EventLog, Slice
+from stream.broker.embedded_shared import SharedLog
 from stream.broker.protocol import AssignmentListener, Commit, Headers, Record, TopicPartition, TopicPlan, TopicSpec
 from stream.broker.topic_plan import planned
 from stream.clock import Clock, SystemClock
 from stream.failure import FatalError, PermanentError, RetriableError
 
 __all__ = ["EmbeddedBroker", "EmbeddedConsumer"]
-
-Result = TypeVar("Result")
 
 _State = tuple[int, int]
 """Wakes of this process and version of the log: whatever may bring records changes one of them."""
@@ -36,54 +33,6 @@ _POLL_SECONDS = 0.1
 
 _REVOKE_SECONDS = 30.0
 """How long a listener may take to commit when its consumer leaves, cancelled or not: commits take milliseconds."""
-
-
-class _SharedLog:
-    """The connection to the log that a broker and its consumers share: one call at a time, each in a worker thread."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._log: EventLog | None = None
-        self._process = 0
-        self._one_at_a_time = anyio.CapacityLimiter(1)
-        self.wakes = 0
-        self.woken = anyio.Event()
-
-    async def open(self) -> None:
-        self._log = await to_thread.run_sync(self._open, limiter=self._one_at_a_time)
-        self._process = os.getpid()
-
-    async def close(self) -> None:
-        log, self._log = self._log, None
-        if log is not None:
-            await to_thread.run_sync(log.close, limiter=self._one_at_a_time)
-
-    def check(self) -> EventLog:
-        if self._log is None:
-            msg = f"the log in {self._directory} is not open"
-            raise FatalError(msg)
-        if self._process != os.getpid():
-            msg = "an embedded log that was opened before a fork must not be used in the child: SQLite would damage it"
-            raise FatalError(msg)
-        return self._log
-
-    async def call(self, work: Callable[[EventLog], Result]) -> Result:
-        """Run one call; once it has begun, cancellation waits for its end."""
-        return await to_thread.run_sync(work, self.check(), limiter=self._one_at_a_time)
-
-    def wake(self) -> None:
-        """Wake whoever waits: there may be something to read."""
-        self.wakes += 1
-        self.woken.set()
-        self.woken = anyio.Event()
-
-    def _open(self) -> EventLog:
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            msg = f"the work directory {self._directory} cannot be created: {error}"
-            raise FatalError(msg) from error
-        return EventLog(self._directory / "events.sqlite3")
 
 
 class EmbeddedBroker:
@@ -101,7 +50,7 @@ class EmbeddedBroker:
         self.directory = directory
         self._clock = clock or SystemClock()
         self._lock = ConsumerLock(directory / "consumer.lock")
-        self._log = _SharedLog(directory)
+        self._log = SharedLog(directory)
         self._epochs = itertools.count(1)
         self._consumers: list[EmbeddedConsumer] = []
 
@@ -238,7 +187,7 @@ class EmbeddedConsumer:
 
     def __init__(
         self,
-        log: _SharedLog,
+        log: SharedLog,
         now_ms: Callable[[], int],
         epoch: int,
         group: str,

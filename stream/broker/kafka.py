@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self
 
 import aiokafka
@@ -23,6 +23,7 @@ from stream.broker.kafka_buffer import record_from
 from stream.broker.kafka_closing import abandoned, closed
 from stream.broker.kafka_consumer import KafkaConsumer
 from stream.broker.kafka_errors import failures
+from stream.broker.kafka_groups import asked_patiently, has_members
 from stream.broker.kafka_pacing import paced
 from stream.broker.kafka_settings import KafkaSecurity, KafkaTimings
 from stream.broker.kafka_topics import KafkaTopics
@@ -312,7 +313,11 @@ class KafkaBroker:
     async def _committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Commit]:
         places = [_Place(partition.topic, partition.partition) for partition in partitions]
         what = f"cannot look up the positions of group {group}"
-        found = await self._of_group(what, lambda: self._admin.list_consumer_group_offsets(group, partitions=places))
+        found = await asked_patiently(
+            what,
+            lambda: self._admin.list_consumer_group_offsets(group, partitions=places),
+            seconds=self._timings.request_seconds,
+        )
         return {
             TopicPartition(place.topic, place.partition): Commit(at.offset, at.metadata or "")
             for place, at in found.items()
@@ -350,27 +355,7 @@ class KafkaBroker:
 
     async def has_members(self, group: str) -> bool:
         """Whether the group has members, by its coordinator."""
-
-        async def described() -> bool:
-            (answer,) = await self._admin.describe_consumer_groups([group])
-            code, _, _, _, _, members, *_ = answer.groups[0]
-            if code:
-                raise aiokafka.errors.for_code(code)
-            return bool(members)
-
-        return bool(await self._of_group(f"cannot look up the members of group {group}", described))
-
-    async def _of_group(self, what: str, ask: Callable[[], Awaitable[Any]]) -> Any:
-        gives_up = time.monotonic() + self._timings.request_seconds
-        while True:
-            try:
-                with failures(what):
-                    return await ask()
-            except RetriableError:
-                # Groups move to another coordinator, and in a young cluster there is none until it is asked for.
-                if time.monotonic() > gives_up:
-                    raise
-                await asyncio.sleep(0.2)
+        return await has_members(self._admin, group, seconds=self._timings.request_seconds)
 
     async def lag(self, group: str, topic: str) -> int:
         """Records not yet committed by the group."""

@@ -18,6 +18,7 @@ from stream.broker.embedded import EmbeddedBroker
 from stream.broker.protocol import TopicSpec
 from stream.changelog import Changelog
 from stream.clock import SystemClock
+from stream.dispatch import pause_after
 from stream.failure import FailureClass, RetriableError
 from stream.identity import hash_parts
 from stream.jobs import JobOutcome
@@ -337,7 +338,7 @@ async def test_who_did_not_wait_for_the_close_is_sent_on_once_more_with_another_
 
 
 def test_the_pause_between_solves_doubles_up_to_some_minutes() -> None:
-    pauses = [aggregator_module._pause(failed) for failed in (0, 1, 2, 3, 7, 10_000)]
+    pauses = [pause_after(failed, 5.0) for failed in (0, 1, 2, 3, 7, 10_000)]
     assert pauses == [5.0, 5.0, 10.0, 20.0, 300.0, 300.0]
 
 
