@@ -102,6 +102,7 @@ def _region(masked, x, y, px, py, n):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _fit_groups(psf, data, err, masked, x, y, flux, members, starts, first, last, out, flags):  # type: ignore[no-untyped-def]
+    """Fit some groups: flux, x, y, their errors and reduced chi^2 of each source into ``out``, bits into ``flags``."""
     for g in range(first, last):
         group = members[starts[g] : starts[g + 1]]
         size = group.size
