@@ -24,7 +24,7 @@ from stream.router import Router
 from stream.store import ObjectStore
 from stream.tracing import Forwarding, Tracing
 
-__all__ = ["INGEST", "Announced", "Announcer", "awaited_prefix"]
+__all__ = ["INGEST", "Announced", "Announcer"]
 
 LOG = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ INGEST = "ingest"
 """Stands for a stage in the manifests and keys of what was ingested."""
 
 
-def awaited_prefix(run: str, exposure: str) -> str:
+def _awaited_prefix(run: str, exposure: str) -> str:
     """Where each association that waits for the file of an exposure has an object of its name."""
     return f"runs/{run}/awaited/{exposure}/"
 
@@ -109,18 +109,18 @@ class Announcer:
     async def absent(self, exposure: str, lists: list[MemberList]) -> Announced:
         """Have an exposure whose file is not there join its associations when it comes, or as it came before."""
         mine = _associations(exposure, lists)
-        prefix = awaited_prefix(self._router.run, exposure)
+        prefix = _awaited_prefix(self._router.run, exposure)
         for association in mine:
             await self._store.put_if_absent(prefix + association, b"{}")
         # Read after that was written: who ingests it meanwhile takes note of it first, and then looks who waits.
-        known = await self._known(exposure)
+        known = await self.known(exposure)
         if not known:
             return Announced(exposure, "awaited")
         return await self._join(known, exposure, mine)
 
     async def awaited(self, exposure: str) -> tuple[str, ...]:
         """Associations that were announced before the file of this member was there."""
-        prefix = awaited_prefix(self._router.run, exposure)
+        prefix = _awaited_prefix(self._router.run, exposure)
         return tuple(sorted([info.key.removeprefix(prefix) async for info in self._store.list(prefix)]))
 
     async def join_awaited(self, ingest: Ingest) -> None:
@@ -134,7 +134,7 @@ class Announcer:
         if error is None:
             known, error = await self._register(entry)
         else:
-            known = await self._known(entry.id)
+            known = await self.known(entry.id)
         mine = tuple(dict.fromkeys((*mine, *await self.awaited(entry.id))))
         if error is None:
             return await self._join(known, entry.id, mine, entry)
@@ -178,7 +178,7 @@ class Announcer:
             )
         )  # fmt: skip
 
-    async def _known(self, exposure: str) -> dict[str, Any]:
+    async def known(self, exposure: str) -> dict[str, Any]:
         """What was ingested under a name; empty when nothing was."""
         found: dict[str, Any] = json.loads(await self._store.get(ingest_key(self._router.run, exposure)) or b"{}")
         return found
@@ -221,7 +221,7 @@ class Announcer:
         key = ingest_key(self._router.run, entry.id)
         if await self._store.put_if_absent(key, canonical_json(document)):
             return document, None
-        known = await self._known(entry.id)
+        known = await self.known(entry.id)
         if known.get("digest") == entry.digest:
             return known, None
         if not self._replace:

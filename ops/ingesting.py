@@ -29,7 +29,6 @@ from ops.detector_groups import DetectorGroups
 from ops.ingest import Ingest, inspect, read_inputs
 from ops.run_failure import first_failure
 from ops.trace_export import exported_tracing
-from ops.work import ingest_key
 from stages.product_names import base_name
 from stream.clock import SystemClock
 from stream.failure import PermanentError, RetriableError
@@ -139,7 +138,6 @@ class _Seen:
 class _Session:
     def __init__(self, options: argparse.Namespace, connection: Connection, router: Router, tracing: Tracing) -> None:
         self._options = options
-        self._connection = connection
         self._upload = not options.register
         self._absent = options.allow_absent or bool(options.watch)
         self._announcer = Announcer(
@@ -226,15 +224,15 @@ class _Session:
 
     async def _watched(self, path: Path) -> None:
         found = await anyio.Path(path).stat()
-        record = await self._record(base_name(path.name)) or {}
+        record = await self._announcer.known(base_name(path.name))
         unchanged = (record.get("size"), record.get("mtime_ns")) == (found.st_size, found.st_mtime_ns)
         if not (unchanged and await self._told(base_name(path.name), record)):  # else its digest need not be taken
             await self.files([path])
 
     async def _known(self, name: str, size: int) -> bool:
         exposure = base_name(name.rpartition("/")[2])
-        record = await self._record(exposure)
-        return record is not None and record.get("size") == size and await self._told(exposure, record)
+        record = await self._announcer.known(exposure)
+        return record.get("size") == size and await self._told(exposure, record)
 
     async def _told(self, exposure: str, record: dict[str, Any]) -> bool:
         """Whether it was announced before, to all that wait for it; where detectors are grouped: to its group."""
@@ -247,11 +245,6 @@ class _Session:
             return (await self._groups.group_of(exposure)).association in told
         except PermanentError:
             return False  # to be refused, with the reason
-
-    async def _record(self, exposure: str) -> dict[str, Any] | None:
-        data = await self._connection.store.get(ingest_key(self._connection.settings.run, exposure))
-        record: dict[str, Any] | None = None if data is None else json.loads(data)
-        return record
 
     def _tell(self, announced: Announced) -> None:
         if self._options.json:
